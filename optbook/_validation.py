@@ -1,0 +1,60 @@
+"""Bad input is answered in one clear line, before it can turn into a broadcasting error or a silent wrong number."""
+
+import jax
+import keras
+import numpy as np
+
+
+def check_sizes(**sizes):
+    """Each size must be an int of at least 1; raises TypeError or ValueError naming the first that is not."""
+    if sizes["max_sequence_length"] is None:
+        raise ValueError("max_sequence_length must be an int: the position table has one trained row per position.")
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise TypeError(f"{name} must be an int, but is {size!r}.")
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, but is {size}.")
+    hidden_dim, num_heads = sizes["hidden_dim"], sizes["num_heads"]
+    if hidden_dim % num_heads:
+        raise ValueError(f"hidden_dim must be divisible by num_heads: {hidden_dim} is not divisible by {num_heads}.")
+
+
+def check_dropout(dropout):
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), but is {dropout}.")
+
+
+def check_inputs(inputs, vocabulary_size, max_sequence_length):
+    """What a backbone is called on: a dict of two integer arrays of one shape (batch, T), ids inside the vocabulary.
+
+    Ids are looked at only where they have values: under ``jit``, so in ``fit`` and ``generate``, they have none.
+    """
+    missing = [key for key in ("token_ids", "padding_mask") if not isinstance(inputs, dict) or key not in inputs]
+    if missing:
+        raise ValueError(f"inputs must be a dict with token_ids and padding_mask; missing: {', '.join(missing)}.")
+    token_ids, padding_mask = (
+        value if hasattr(value, "dtype") else np.asarray(value)
+        for value in (inputs["token_ids"], inputs["padding_mask"])
+    )
+    if "int" not in keras.backend.standardize_dtype(token_ids.dtype):
+        raise TypeError(f"token_ids must be integers, but are {token_ids.dtype}.")
+    shape = tuple(token_ids.shape)
+    if len(shape) != 2:
+        raise ValueError(f"token_ids must have shape (batch, T), but have {shape}.")
+    if shape != tuple(padding_mask.shape):
+        raise ValueError(
+            f"padding_mask must have the shape of token_ids, {shape}, but has {tuple(padding_mask.shape)}."
+        )
+    if shape[1] is not None and shape[1] > max_sequence_length:
+        raise ValueError(
+            f"the sequence has {shape[1]} tokens, but the position table only {max_sequence_length} rows "
+            "(max_sequence_length); shorten the sequence."
+        )
+    if isinstance(token_ids, keras.KerasTensor | jax.core.Tracer) or 0 in shape:
+        return
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocabulary_size:
+        raise ValueError(
+            f"token_ids must lie in 0 … {vocabulary_size - 1} (vocabulary_size {vocabulary_size}), "
+            f"but reach from {low} to {high}."
+        )

@@ -1,0 +1,259 @@
+"""The layers of OPT, as the chapters build them (arXiv 2205.01068; names as in KerasHub's signatures)."""
+
+import keras
+from keras import layers, ops
+
+from optbook import masks
+
+LAYER_NORM_EPSILON = 1e-5
+MASKED_SCORE = -1e30  # finite, so that a row with no allowed key stays finite; far below any real score
+
+
+def opt_kernel_initializer(stddev=0.02):
+    """A fresh initializer for each kernel: one shared instance would give equal values to equal shapes."""
+    return keras.initializers.TruncatedNormal(stddev=stddev)
+
+
+@keras.saving.register_keras_serializable("optbook")
+class TokenAndPositionEmbedding(layers.Layer):
+    """Adds a learned vector for what a token is to a learned vector for where it stands.
+
+    Call arguments
+    --------------
+    inputs : integer tensor of shape (batch, T)
+        Token ids.
+    start_index : int or scalar tensor
+        Position of the first token; not zero only while decoding with a cache.
+    positions : integer tensor of shape (T,) or (batch, T), optional
+        A position for each token, in place of ``start_index, start_index + 1, …``.
+
+    Returns a float tensor of shape (batch, T, embedding_dim).
+    """
+
+    def __init__(self, vocabulary_size, sequence_length, embedding_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.sequence_length = sequence_length
+        self.embedding_dim = embedding_dim
+        self.token_embedding = layers.ReversibleEmbedding(
+            vocabulary_size,
+            embedding_dim,
+            embeddings_initializer=opt_kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="token_embedding",
+        )
+        self.position_embedding = layers.Embedding(
+            sequence_length,
+            embedding_dim,
+            embeddings_initializer=opt_kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="position_embedding",
+        )
+
+    def build(self, input_shape):
+        self.token_embedding.build(input_shape)
+        self.position_embedding.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, start_index=0, positions=None):
+        if positions is None:
+            positions = start_index + ops.arange(ops.shape(inputs)[1])  # (T,)
+        return self.token_embedding(inputs) + self.position_embedding(positions)
+
+    def get_config(self):
+        config = super().get_config()
+        config["vocabulary_size"] = self.vocabulary_size
+        config["sequence_length"] = self.sequence_length
+        config["embedding_dim"] = self.embedding_dim
+        return config
+
+
+@keras.saving.register_keras_serializable("optbook")
+class CausalSelfAttention(layers.Layer):
+    """Multi-head self-attention with an explicit softmax, so that its scores can be returned.
+
+    Call arguments
+    --------------
+    hidden_states : float tensor of shape (batch, T, hidden_dim)
+    attention_mask : boolean tensor broadcastable to (batch, T, S), optional
+        True where query t may attend to key s. Left out, every key is allowed.
+    cache : float tensor of shape (batch, 2, S, num_heads, head_dim), optional
+        Keys and values of earlier positions.
+    cache_update_index : int or scalar tensor
+        Where in the cache the keys and values of ``hidden_states`` go.
+    return_attention_scores : bool
+        Also return the softmax's output, float32 of shape (batch, num_heads, T, S).
+
+    Returns the output, shaped as ``hidden_states``; then the scores, if asked for; then the new cache, if one was
+    given.
+    """
+
+    def __init__(self, num_heads, dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.dropout = dropout
+
+    def build(self, input_shape):
+        hidden_dim = input_shape[-1]
+        if hidden_dim % self.num_heads:
+            raise ValueError(
+                f"hidden_dim must be divisible by num_heads: {hidden_dim} is not divisible by {self.num_heads}."
+            )
+        self.head_dim = hidden_dim // self.num_heads
+        self.query_dense = self._projection("query", input_shape)
+        self.key_dense = self._projection("key", input_shape)
+        self.value_dense = self._projection("value", input_shape)
+        self.output_dense = layers.EinsumDense(
+            "btnh,nhd->btd",
+            output_shape=(None, hidden_dim),
+            bias_axes="d",
+            kernel_initializer=opt_kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="attention_output",
+        )
+        self.output_dense.build((*input_shape[:-1], self.num_heads, self.head_dim))
+        self.dropout_layer = layers.Dropout(self.dropout, dtype=self.dtype_policy)
+        self.built = True
+
+    def _projection(self, name, input_shape):
+        dense = layers.EinsumDense(
+            "btd,dnh->btnh",
+            output_shape=(None, self.num_heads, self.head_dim),
+            bias_axes="nh",
+            kernel_initializer=opt_kernel_initializer(),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        dense.build(input_shape)
+        return dense
+
+    def call(
+        self,
+        hidden_states,
+        attention_mask=None,
+        cache=None,
+        cache_update_index=0,
+        return_attention_scores=False,
+        training=None,
+    ):
+        query = self.query_dense(hidden_states)  # (batch, T, num_heads, head_dim)
+        key = self.key_dense(hidden_states)
+        value = self.value_dense(hidden_states)
+        if cache is not None:  # keys and values of all S positions, the new ones put in their place
+            start = [0, cache_update_index, 0, 0]
+            key = ops.slice_update(cache[:, 0], start, key)
+            value = ops.slice_update(cache[:, 1], start, value)
+            cache = ops.stack((key, value), axis=1)
+
+        query = query * ops.cast(self.head_dim**-0.5, query.dtype)
+        scores = ops.cast(ops.einsum("btnh,bsnh->bnts", query, key), "float32")
+        if attention_mask is not None:
+            attention_mask = ops.expand_dims(attention_mask, axis=1)  # (batch, 1, T, S): the same for every head
+            scores = ops.where(attention_mask, scores, MASKED_SCORE)
+        scores = ops.softmax(scores, axis=-1)
+        if attention_mask is not None:  # only matters in a row with no allowed key: exactly nothing, not 1/S each
+            scores = ops.where(attention_mask, scores, 0.0)
+
+        weights = self.dropout_layer(ops.cast(scores, value.dtype), training=training)
+        outputs = [self.output_dense(ops.einsum("bnts,bsnh->btnh", weights, value))]
+        if return_attention_scores:
+            outputs.append(scores)
+        if cache is not None:
+            outputs.append(cache)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads, "dropout": self.dropout}
+
+
+@keras.saving.register_keras_serializable("optbook")
+class DecoderLayer(layers.Layer):
+    """One OPT decoder layer: pre-norm attention and pre-norm feed-forward, each added to the residual stream.
+
+    Call arguments
+    --------------
+    decoder_sequence : float tensor of shape (batch, T, hidden_dim)
+    decoder_padding_mask : integer or boolean tensor of shape (batch, S), optional
+        1 for a real token, 0 for padding.
+    self_attention_cache, self_attention_cache_update_index
+        See `CausalSelfAttention`. The first query stands at the update index.
+    return_attention_scores : bool
+        Also return the attention scores, float32 of shape (batch, num_heads, T, S).
+
+    Returns the new sequence, shaped as the old; then the scores, if asked for; then the new cache, if one was given.
+    """
+
+    def __init__(self, intermediate_dim, num_heads, dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+
+    def build(self, input_shape):
+        hidden_dim = input_shape[-1]
+        self.self_attention = CausalSelfAttention(
+            self.num_heads, self.dropout, dtype=self.dtype_policy, name="self_attention"
+        )
+        self.self_attention_layer_norm = self._layer_norm("self_attention_layer_norm")
+        self.feedforward_intermediate_dense = self._dense(
+            self.intermediate_dim, "feedforward_intermediate_dense", "relu"
+        )
+        self.feedforward_output_dense = self._dense(hidden_dim, "feedforward_output_dense")
+        self.feedforward_layer_norm = self._layer_norm("feedforward_layer_norm")
+        self.dropout_layer = layers.Dropout(self.dropout, dtype=self.dtype_policy)
+        for layer in (
+            self.self_attention,
+            self.self_attention_layer_norm,
+            self.feedforward_intermediate_dense,
+            self.feedforward_layer_norm,
+        ):
+            layer.build(input_shape)
+        self.feedforward_output_dense.build((*input_shape[:-1], self.intermediate_dim))
+        self.built = True
+
+    def _layer_norm(self, name):
+        return layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name=name)
+
+    def _dense(self, units, name, activation=None):
+        return layers.Dense(
+            units, activation, kernel_initializer=opt_kernel_initializer(), dtype=self.dtype_policy, name=name
+        )
+
+    def call(
+        self,
+        decoder_sequence,
+        decoder_padding_mask=None,
+        self_attention_cache=None,
+        self_attention_cache_update_index=0,
+        return_attention_scores=False,
+        training=None,
+    ):
+        length = ops.shape(decoder_sequence)[1]
+        key_length = length if self_attention_cache is None else ops.shape(self_attention_cache)[2]
+        mask = masks.causal_mask(length, key_length, self_attention_cache_update_index)
+        if decoder_padding_mask is not None:
+            mask = masks.combine_masks(mask, masks.padding_mask(decoder_padding_mask))
+
+        residual = decoder_sequence
+        attended = self.self_attention(
+            self.self_attention_layer_norm(residual),
+            attention_mask=mask,
+            cache=self_attention_cache,
+            cache_update_index=self_attention_cache_update_index,
+            return_attention_scores=return_attention_scores,
+            training=training,
+        )
+        attended, *extras = attended if isinstance(attended, tuple) else (attended,)
+        residual = residual + self.dropout_layer(attended, training=training)
+
+        x = self.feedforward_intermediate_dense(self.feedforward_layer_norm(residual))
+        x = self.feedforward_output_dense(x)
+        outputs = residual + self.dropout_layer(x, training=training)
+        return (outputs, *extras) if extras else outputs
+
+    def get_config(self):
+        config = super().get_config()
+        config["intermediate_dim"] = self.intermediate_dim
+        config["num_heads"] = self.num_heads
+        config["dropout"] = self.dropout
+        return config

@@ -1,0 +1,231 @@
+"""Presets: what exists, where it lies, and how KerasHub's preset folders are read and written."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import h5py
+import keras
+import keras_hub
+import ml_dtypes
+
+ASSETS = Path(__file__).parent / "assets"
+
+# Trained by tools/train_presets.py and shipped inside the package.
+EMBEDDED = {
+    "optbook_700k_en": "2 layers, trained on public-domain English for this book; the default of every chapter.",
+    "optbook_2m_en": "4 layers and wider, from the same text; slower and better.",
+}
+DEFAULT = "optbook_700k_en"
+
+# Published presets: layers, heads, hidden_dim. All have 50272 embedding rows, 2048 positions and an
+# intermediate_dim of 4 × hidden_dim.
+PUBLISHED = {
+    "opt_125m_en": (12, 12, 768),
+    "opt_1.3b_en": (24, 32, 2048),
+    "opt_2.7b_en": (32, 32, 2560),
+    "opt_6.7b_en": (32, 32, 4096),
+}
+
+KERAS_HUB_NAME = {
+    "module": "keras_hub.src.models.opt.opt_backbone",
+    "class_name": "OPTBackbone",
+    "registered_name": "keras_hub>OPTBackbone",
+}
+OUR_NAME = "optbook>OPTBackbone"
+
+
+def all_presets():
+    """Every preset by name, embedded and published, with KerasHub's metadata layout."""
+    embedded = {
+        name: {"metadata": {"description": description, "path": "opt"}, "folder": str(ASSETS / name)}
+        for name, description in EMBEDDED.items()
+    }
+    return {**embedded, **keras_hub.models.OPTBackbone.presets}
+
+
+def parameter_count(vocabulary_size, num_layers, hidden_dim, intermediate_dim, max_sequence_length=2048, **_):
+    """Exactly how many numbers a backbone of these sizes holds; the number of heads and dropout do not matter."""
+    embeddings = (vocabulary_size + max_sequence_length) * hidden_dim
+    attention = 4 * (hidden_dim * hidden_dim + hidden_dim)
+    feedforward = 2 * hidden_dim * intermediate_dim + intermediate_dim + hidden_dim
+    layer_norm = 2 * hidden_dim
+    return embeddings + num_layers * (attention + feedforward + 2 * layer_norm) + layer_norm
+
+
+def preset_sizes(preset):
+    """The arguments that give a preset its size: from the table for a published one, else from its folder."""
+    if preset in PUBLISHED:
+        num_layers, num_heads, hidden_dim = PUBLISHED[preset]
+        sizes = dict(num_layers=num_layers, num_heads=num_heads, hidden_dim=hidden_dim, intermediate_dim=4 * hidden_dim)
+        return dict(vocabulary_size=50272, **sizes, max_sequence_length=2048)
+    config = read_config(preset_folder(preset))
+    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+    return {name: config[name] for name in names}
+
+
+def preset_folder(preset):
+    """The folder of an embedded preset or a local one; one clear line for anything else."""
+    if preset in EMBEDDED:
+        return ASSETS / preset
+    folder = Path(preset)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise ValueError(f"the folder {preset} is not a preset: it has no config.json.")
+    if preset in all_presets() or "://" in str(preset):
+        raise NotImplementedError(
+            f"{preset} would have to be downloaded, which this version cannot do yet; "
+            f"load a local preset folder or an embedded preset: {', '.join(EMBEDDED)}."
+        )
+    raise ValueError(f"no preset or folder is called {preset!r}; the names are {', '.join(all_presets())}.")
+
+
+def read_config(folder):
+    """The arguments of the backbone saved in a preset folder, KerasHub's or ours."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    name = config.get("registered_name")
+    if name not in (KERAS_HUB_NAME["registered_name"], OUR_NAME):
+        raise ValueError(
+            f"{folder} holds {name or config.get('model_type', 'an unknown model')}, not an OPT backbone of KerasHub's."
+        )
+    arguments = dict(config["config"])
+    if isinstance(arguments.get("dtype"), dict):
+        arguments["dtype"] = keras.dtype_policies.get(arguments["dtype"])
+    return arguments
+
+
+def _keras_hub_paths(backbone):
+    """Where KerasHub keeps the variables of each of our layers, in its `model.weights.h5`."""
+    yield "layers/token_and_position_embedding/token_embedding", backbone.embeddings.token_embedding
+    yield "layers/token_and_position_embedding/position_embedding", backbone.embeddings.position_embedding
+    for index, layer in enumerate(backbone.transformer_layers):
+        root = "layers/transformer_decoder" + (f"_{index}" if index else "")
+        for name in ("query_dense", "key_dense", "value_dense", "output_dense"):
+            yield f"{root}/_self_attention_layer/{name}", getattr(layer.self_attention, name)
+        for name in (
+            "self_attention_layer_norm",
+            "feedforward_intermediate_dense",
+            "feedforward_output_dense",
+            "feedforward_layer_norm",
+        ):
+            yield f"{root}/_{name}", getattr(layer, name)
+    yield "layers/layer_normalization", backbone.layer_norm
+
+
+def load_weights(backbone, folder):
+    """Reads `model.weights.h5`, or the shards that `model.weights.json` names, one layer at a time."""
+    folder = Path(folder)
+    index_file = folder / "model.weights.json"
+    shards = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"] if index_file.exists() else {}
+    with contextlib.ExitStack() as stack:
+        opened = {}
+
+        def group(path):
+            names = shards.get(f"/{path}/vars", "model.weights.h5")
+            merged = {}
+            for name in [names] if isinstance(names, str) else names:
+                if name not in opened:
+                    if not (folder / name).exists():
+                        raise FileNotFoundError(f"{folder} has no {name}.")
+                    opened[name] = stack.enter_context(h5py.File(folder / name, "r"))
+                # Files written by early Keras 3 call the projections _query_dense and so on.
+                for candidate in (path, path.replace("_layer/", "_layer/_")):
+                    merged.update(opened[name].get(f"{candidate}/vars", {}))
+            return merged
+
+        for path, layer in _keras_hub_paths(backbone):
+            variables = group(path)
+            if len(variables) != len(layer.weights):
+                raise ValueError(
+                    f"{folder}: {path} holds {len(variables)} arrays where {len(layer.weights)} are needed."
+                )
+            for key, variable in zip(sorted(variables), layer.weights):
+                if variables[key].shape != tuple(variable.shape):
+                    found = variables[key].shape
+                    raise ValueError(f"{folder}: {path} has shape {found} where the model has {tuple(variable.shape)}.")
+            layer.load_own_variables({key: _read(dataset) for key, dataset in variables.items()})
+
+
+def _read(dataset):
+    """One array of an HDF5 file, in the type it was saved from."""
+    array = dataset[()]
+    return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
+
+
+def save_backbone(backbone, folder):
+    """Writes config, metadata and weights as KerasHub does, so that either class loads the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = keras.saving.serialize_keras_object(backbone)
+    config.pop("build_config", None)
+    if not backbone.positions_from_mask:  # KerasHub's class has no such option: then the folder stays ours
+        config.update(KERAS_HUB_NAME)
+    metadata = {
+        "keras_version": keras.__version__,
+        "keras_hub_version": keras_hub.__version__,
+        "parameter_count": backbone.count_params(),
+        "tasks": ["CausalLM"],
+    }
+    partial = folder / "model.weights.partial.h5"
+    with h5py.File(partial, "w") as file:
+        file.create_group("vars")
+        for path, layer in _keras_hub_paths(backbone):
+            variables = {}
+            layer.save_own_variables(variables)
+            for key, value in variables.items():
+                value = keras.ops.convert_to_numpy(value)
+                dataset = file.create_dataset(f"{path}/vars/{key}", data=value)
+                if value.dtype.name == "bfloat16":  # HDF5 has no such type; Keras marks it like this
+                    dataset.attrs["dtype"] = "bfloat16"
+    os.replace(partial, folder / "model.weights.h5")
+    write_json(folder / "metadata.json", metadata)
+    write_json(folder / "config.json", config)
+    task_file = (
+        folder / "task.json"
+    )  # written just before by OPTCausalLM.save_to_preset, with the backbone's config inside
+    if task_file.exists():
+        task = json.loads(task_file.read_text(encoding="utf-8"))
+        if task["config"].get("backbone", {}).get("registered_name") == OUR_NAME:
+            task["config"]["backbone"].update({key: config[key] for key in KERAS_HUB_NAME})
+            write_json(task_file, task)
+
+
+def write_json(path, content):
+    """Writes beside and renames, so that a stopped run leaves no half file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def tokenizer(preset=DEFAULT):
+    """KerasHub's OPTTokenizer with a preset's vocabulary: start and end token 2, padding 1.
+
+    ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model.
+    """
+    folder = ASSETS / "opt_tokenizer" if preset == "opt" else preset_folder(preset) / "assets" / "tokenizer"
+    files = folder / "vocabulary.json", folder / "merges.txt"
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{preset} has no tokenizer: {file} is missing.")
+    return keras_hub.models.OPTTokenizer(*(str(file) for file in files))
+
+
+def causal_lm(preset=DEFAULT, sequence_length=None, **kwargs):
+    """``keras_hub.models.OPTCausalLM`` around our backbone: generate, fit, LoRA and samplers as KerasHub has them.
+
+    Parameters
+    ----------
+    preset : str or path
+        As for ``OPTBackbone.from_preset``, to which ``kwargs`` go too.
+    sequence_length : int, optional
+        Length to which the preprocessor pads and cuts; the backbone's ``max_sequence_length`` when left out.
+    """
+    from optbook.backbone import OPTBackbone
+
+    backbone = OPTBackbone.from_preset(preset, **kwargs)
+    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(
+        tokenizer(preset), sequence_length=sequence_length or backbone.max_sequence_length
+    )
+    return keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)
