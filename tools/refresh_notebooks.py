@@ -1,0 +1,36 @@
+"""Executes notebooks in fresh kernels and writes their outputs back in a stable form.
+
+    python tools/refresh_notebooks.py [notebooks/03_attention.ipynb …]
+
+All chapters when none is named. A notebook with a failing cell is left as it was. Class cells and the setup cell are
+brought up to date first (tools/sync_cells.py).
+"""
+
+import sys
+from pathlib import Path
+
+import click
+import nbformat
+from sync_cells import NOTEBOOKS, sync
+
+from optbook import notebooks
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+def main(paths):
+    failed = False
+    for path in paths or sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if sync(notebook):
+            notebooks.write(notebook, path)
+        run = notebooks.execute(path)
+        if run.problem is None:
+            notebooks.write(notebooks.stable(run.notebook), path)
+        failed = failed or run.problem is not None
+        print(f"{path.name}: {run.problem or 'ok'}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
