@@ -76,7 +76,7 @@ class CausalSelfAttention(layers.Layer):
     --------------
     hidden_states : float tensor of shape (batch, T, hidden_dim)
     attention_mask : boolean tensor broadcastable to (batch, T, S), optional
-        True where query t may attend to key s. Left out, every key is allowed.
+        True where query t may attend to key s; the causal mask when left out.
     cache : float tensor of shape (batch, 2, S, num_heads, head_dim), optional
         Keys and values of earlier positions.
     cache_update_index : int or scalar tensor
@@ -147,12 +147,11 @@ class CausalSelfAttention(layers.Layer):
 
         query = query * ops.cast(self.head_dim**-0.5, query.dtype)
         scores = ops.cast(ops.einsum("btnh,bsnh->bnts", query, key), "float32")
-        if attention_mask is not None:
-            attention_mask = ops.expand_dims(attention_mask, axis=1)  # (batch, 1, T, S): the same for every head
-            scores = ops.where(attention_mask, scores, MASKED_SCORE)
-        scores = ops.softmax(scores, axis=-1)
-        if attention_mask is not None:  # only matters in a row with no allowed key: exactly nothing, not 1/S each
-            scores = ops.where(attention_mask, scores, 0.0)
+        if attention_mask is None:
+            attention_mask = masks.causal_mask(ops.shape(query)[1], ops.shape(key)[1], cache_update_index)
+        attention_mask = ops.expand_dims(attention_mask, axis=1)  # (batch, 1, T, S): the same for every head
+        scores = ops.softmax(ops.where(attention_mask, scores, MASKED_SCORE), axis=-1)
+        scores = ops.where(attention_mask, scores, 0.0)  # changes only rows with no allowed key: nothing, not 1/S each
 
         weights = self.dropout_layer(ops.cast(scores, value.dtype), training=training)
         outputs = [self.output_dense(ops.einsum("bnts,bsnh->btnh", weights, value))]
