@@ -3,7 +3,7 @@
 from optbook import _runtime
 
 _runtime.require_jax_backend()
-with _runtime.tensorflow_hidden():
+with _runtime.tensorflow_hidden(), _runtime.progress_bar_warning_hidden():
     import keras_hub  # noqa: F401  (here, so that it is loaded without TensorFlow)
 _runtime.configure_jax()
 

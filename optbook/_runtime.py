@@ -4,6 +4,7 @@ import contextlib
 import importlib.abc
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import platformdirs
@@ -45,6 +46,14 @@ def tensorflow_hidden():
         sys.modules.update(loaded)
 
 
+@contextlib.contextmanager
+def progress_bar_warning_hidden():
+    """Keep tqdm, which keras_hub imports, from warning in every notebook that ipywidgets is not installed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        yield
+
+
 def cache_folder():
     """Where compiled programs are kept between processes."""
     return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or platformdirs.user_cache_path("optbook") / "jax")
@@ -61,5 +70,6 @@ def configure_jax():
         jax.config.update("jax_default_matmul_precision", "highest")
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        untouched = jax.config.jax_persistent_cache_min_compile_time_secs == 1.0  # JAX's default
+        if untouched and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

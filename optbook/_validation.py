@@ -1,5 +1,7 @@
 """Bad input is answered in one clear line, before it can turn into a broadcasting error or a silent wrong number."""
 
+import numbers
+
 import jax
 import keras
 import numpy as np
@@ -20,6 +22,8 @@ def check_sizes(**sizes):
 
 
 def check_dropout(dropout):
+    if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
+        raise TypeError(f"dropout must be a number, but is {dropout!r}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), but is {dropout}.")
 

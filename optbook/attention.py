@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from jax import numpy as jnp
 
-from optbook.tokens import token_label
+from optbook._validation import check_inputs
+from optbook.tokens import token_label, tokenize_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ def record_attention(model, inputs, layers=None, heads=None):
     ------
     ValueError
         For text without a tokenizer, and for a layer or head that the model does not have.
+    ValueError, TypeError
+        For token ids and masks that the backbone would refuse.
     """
     backbone = getattr(model, "backbone", model)
     preprocessor = getattr(model, "preprocessor", None)
@@ -67,6 +70,7 @@ def record_attention(model, inputs, layers=None, heads=None):
         if preprocessor is None:
             raise ValueError("a backbone reads token ids; give record_attention the OPTCausalLM to record a text.")
         inputs = tokenize_batch(preprocessor.tokenizer, inputs)
+    check_inputs(inputs, backbone.vocabulary_size, backbone.max_sequence_length)
     layers = _chosen("layer", layers, backbone.num_layers)
     heads = _chosen("head", heads, backbone.num_heads)
     token_ids, padding_mask = np.asarray(inputs["token_ids"]), np.asarray(inputs["padding_mask"])
@@ -76,19 +80,6 @@ def record_attention(model, inputs, layers=None, heads=None):
     label = functools.partial(token_label, preprocessor.tokenizer) if preprocessor else str
     tokens = [[label(token) for token in row] for row in token_ids.tolist()]
     return AttentionRecord(scores, layers, heads, tokens, padding_mask.astype(bool))
-
-
-def tokenize_batch(tokenizer, texts):
-    """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask."""
-    texts = [texts] if isinstance(texts, str) else texts
-    rows = [[tokenizer.start_token_id, *np.asarray(tokenizer(text)).tolist()] for text in texts]
-    length = max(len(row) for row in rows)
-    token_ids = np.full((len(rows), length), tokenizer.pad_token_id, "int32")
-    padding_mask = np.zeros((len(rows), length), "int32")
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row)] = row
-        padding_mask[i, : len(row)] = 1
-    return {"token_ids": token_ids, "padding_mask": padding_mask}
 
 
 def _chosen(kind, asked, count):

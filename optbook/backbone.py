@@ -124,7 +124,8 @@ class OPTBackbone(keras_hub.models.Backbone):
         load_weights : bool
             False leaves the random initialization.
         **kwargs
-            Override the folder's configuration, e.g. ``dtype="bfloat16"``, ``dropout=0.0``.
+            Override the folder's configuration, e.g. ``dtype="bfloat16"``, ``dropout=0.0``. A smaller
+            ``max_sequence_length`` keeps the first rows of the position table.
 
         Raises
         ------

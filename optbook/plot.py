@@ -83,7 +83,7 @@ def matrices(
     diverging : bool
         Red above and blue below zero, for differences.
     size : float
-        Width and height of one map in inches, labels not counted.
+        Width of one map in inches, labels not counted; its height too, unless it is labelled and wider than tall.
     label : str
         What the colour means.
     per_line : int
@@ -93,7 +93,9 @@ def matrices(
     count = len(arrays)
     across = min(count, per_line)
     down = -(-count // across)
-    figure, axes = plt.subplots(down, across, figsize=(size * across + 1.2, (size + 0.7) * down), squeeze=False)
+    flattest = min(array.shape[0] / array.shape[1] for array in arrays.values()) if rows is not None else 1.0
+    height = size * min(1.0, max(flattest, 0.3))  # cells are square where they have labels: no room left over
+    figure, axes = plt.subplots(down, across, figsize=(size * across + 1.2, (height + 0.7) * down), squeeze=False)
     everything = np.concatenate([array.ravel() for array in arrays.values()])
     for ax in axes.flat[count:]:
         ax.set_visible(False)
@@ -222,10 +224,16 @@ def _draw_attention(ax, scores, tokens, real, title, ticks=True):
 
 
 @_figure
-def head(record, layer, head, row=0, size=5.0):
-    """The attention map of one head on one sequence: queries down, keys across, padding hatched."""
+def head(record, layer, head, row=0, size=5.0, mask=None):
+    """The attention map of one head on one sequence: queries down, keys across, padding hatched.
+
+    Where ``mask``, boolean of shape (T, T), is False, the map is left grey.
+    """
     figure, ax = plt.subplots(figsize=(size + 0.8, size))
     scores = record.map(layer, head, row)
+    if mask is not None:
+        scores = np.where(mask, scores, np.nan)
+        ax.set_facecolor("0.85")
     image = _draw_attention(ax, scores, record.tokens[row], record.padding_mask[row], f"layer {layer}, head {head}")
     ax.set_ylabel("query: the token that looks")
     ax.set_xlabel("key: the token looked at")
@@ -314,21 +322,19 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
     Equal labels have equal colours.
     """
     em, height = 0.088, 0.48 if numbers is not None else 0.34
-    margin = 0.15 + 0.075 * max(len(title) for title in rows)
+    margin = 0.15 + 0.075 * max(map(len, rows))
     colors, extents = {}, []
     for labels in rows.values():
         for label in labels:
             if column or len(label) > 1:
                 colors.setdefault(label, PIECES[len(colors) % len(PIECES)])
-        lengths = [column] * len(labels) if column else [len(label) * em for label in labels]
-        extents.append(np.concatenate([[0.0], np.cumsum(lengths)]) + margin)
+        extents.append(np.cumsum([margin, *(column or len(label) * em for label in labels)]))
     width = max(extent[-1] for extent in extents) + 0.05
     figure = plt.figure(figsize=(width, height * len(rows)), layout="none")
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height * len(rows), 0))
     ax.axis("off")
     for line, (title, labels) in enumerate(rows.items()):
-        top = height * line + 0.03
-        middle = top + height / 2 - 0.03
+        top, middle = height * line + 0.03, height * (line + 0.5)
         ax.text(margin - 0.1, middle, title, ha="right", va="center", fontsize=8)
         for index, label in enumerate(labels):
             left, right = extents[line][index : index + 2]
@@ -336,12 +342,11 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
             style = dict(facecolor=colors.get(label, "white"), edgecolor="0.5", linewidth=0.5)
             style = style if real else {**PADDING, "edgecolor": "0.8"}
             ax.add_patch(plt.Rectangle((left, top), right - left - 0.01, height - 0.06, **style))
-            size, color = (9 if column is None else 8), ("black" if real else "0.3")
-            shift = 0.0 if numbers is None else 0.09
-            text = dict(ha="center", va="center", color=color)
-            ax.text((left + right) / 2, middle - shift, label, family="monospace", fontsize=size, **text)
+            text = dict(x=(left + right) / 2, ha="center", va="center", color="black" if real else "0.3")
+            shift = 0.0 if numbers is None else 0.1
+            ax.text(y=middle - shift, s=label, family="monospace", fontsize=8 if column else 9, **text)
             if numbers is not None:
-                ax.text((left + right) / 2, middle + shift + 0.02, str(numbers[line][index]), fontsize=7, **text)
+                ax.text(y=middle + shift, s=str(numbers[line][index]), fontsize=7, **text)
     return figure
 
 
@@ -382,4 +387,23 @@ def histograms(values, bins=40, xlabel="", title="", size=(6.5, 3.0)):
         ax.hist(np.ravel(numbers), edges, density=True, alpha=0.55, label=name)
     ax.set(xlabel=xlabel, ylabel="density", title=title)
     ax.legend(frameon=False)
+    return figure
+
+
+@_figure
+def shares(values, xlabel="share", size=(7.0, 2.8)):
+    """Lying bars of length 1, cut into parts; ``values`` is a dict of bar name to a dict of part name to number."""
+    figure, ax = plt.subplots(figsize=size)
+    parts = list(next(iter(values.values())))
+    totals = np.array([sum(bar.values()) for bar in values.values()])
+    left = np.zeros(len(values))
+    for part in parts:
+        widths = np.array([bar[part] for bar in values.values()]) / totals
+        drawn = ax.barh(list(values), widths, left=left, label=part, height=0.65, edgecolor="white")
+        labels = [f"{width:.0%}" if width >= 0.04 else "" for width in widths]
+        ax.bar_label(drawn, labels, label_type="center", fontsize=8, color="white")
+        left += widths
+    ax.set(xlim=(0, 1), xlabel=xlabel)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure

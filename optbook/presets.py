@@ -141,16 +141,19 @@ def load_weights(backbone, folder):
                 raise ValueError(
                     f"{folder}: {path} holds {len(variables)} arrays where {len(layer.weights)} are needed."
                 )
+            rows = None  # all of them, but the first ones of a position table that was asked to be shorter
+            if layer is backbone.embeddings.position_embedding:
+                rows = backbone.max_sequence_length
             for key, variable in zip(sorted(variables), layer.weights):
-                if variables[key].shape != tuple(variable.shape):
-                    found = variables[key].shape
+                found = variables[key].shape
+                if (min(found[0], rows or found[0]), *found[1:]) != tuple(variable.shape):
                     raise ValueError(f"{folder}: {path} has shape {found} where the model has {tuple(variable.shape)}.")
-            layer.load_own_variables({key: _read(dataset) for key, dataset in variables.items()})
+            layer.load_own_variables({key: _read(dataset, rows) for key, dataset in variables.items()})
 
 
-def _read(dataset):
-    """One array of an HDF5 file, in the type it was saved from."""
-    array = dataset[()]
+def _read(dataset, rows=None):
+    """One array of an HDF5 file, or its first rows, in the type it was saved from."""
+    array = dataset[:rows]
     return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
 
 

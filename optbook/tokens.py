@@ -1,4 +1,6 @@
-"""What a token is, byte by byte, and how to write it under a picture."""
+"""What a token is, byte by byte, and how to write it under a picture; and how texts become the batch a model reads."""
+
+import numpy as np
 
 
 def byte_alphabet():
@@ -29,3 +31,16 @@ def token_label(tokenizer, token_id):
         return token
     text = token_bytes(tokenizer, token_id).decode("utf-8", errors="backslashreplace")
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def tokenize_batch(tokenizer, texts):
+    """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask."""
+    texts = [texts] if isinstance(texts, str) else texts
+    rows = [[tokenizer.start_token_id, *np.asarray(tokenizer(text)).tolist()] for text in texts]
+    length = max(len(row) for row in rows)
+    token_ids = np.full((len(rows), length), tokenizer.pad_token_id, "int32")
+    padding_mask = np.zeros((len(rows), length), "int32")
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row)] = row
+        padding_mask[i, : len(row)] = 1
+    return {"token_ids": token_ids, "padding_mask": padding_mask}

@@ -1,0 +1,124 @@
+"""Tokens as bytes and as labels, OPT's published ids, and the way back from ids to text."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import optbook
+from optbook.tokens import byte_alphabet, token_bytes, token_label, tokenize_batch
+
+TOKENIZERS = {"opt": optbook.tokenizer("opt"), "embedded": optbook.tokenizer()}
+SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+
+
+@pytest.fixture(scope="module")
+def opt():
+    return TOKENIZERS["opt"]
+
+
+@pytest.fixture(params=list(TOKENIZERS))
+def tokenizer(request):
+    return TOKENIZERS[request.param]
+
+
+def test_byte_alphabet_spells_every_byte_with_one_printable_character():
+    alphabet = byte_alphabet()
+    assert sorted(alphabet) == list(range(256))
+    assert len(set(alphabet.values())) == 256
+    assert all(character.isprintable() and not character.isspace() for character in alphabet.values())
+    assert alphabet[ord("A")] == "A"
+    assert alphabet[ord(" ")] == "Ġ" and alphabet[ord("\n")] == "Ċ"  # as GPT-2 has them
+    assert alphabet[0] == "Ā" and alphabet[255] == "ÿ"
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("I like you.", [100, 101, 47, 4]),
+        ("Hello my name is", [31414, 127, 766, 16]),
+        ("Hello world", [31414, 232]),
+        ("", []),
+    ],
+)
+def test_published_ids_of_opt(opt, text, ids):
+    assert np.asarray(opt(text)).tolist() == ids
+
+
+def test_opt_has_its_published_size(opt):
+    assert opt.vocabulary_size() == 50265
+    assert opt.id_to_token(50264) == "<mask>"
+
+
+def test_special_tokens(tokenizer):
+    assert {token: tokenizer.token_to_id(token) for token in SPECIAL} == SPECIAL
+    assert (tokenizer.start_token_id, tokenizer.pad_token_id, tokenizer.end_token_id) == (2, 1, 2)
+
+
+def test_every_byte_has_a_token(tokenizer):
+    alphabet = byte_alphabet()
+    ids = {byte: tokenizer.token_to_id(character) for byte, character in alphabet.items()}
+    assert len(set(ids.values())) == 256
+    assert all(token_bytes(tokenizer, ids[byte]) == bytes([byte]) for byte in range(256))
+
+
+# Text that spells a special token is one token by design, and surrogates are no text.
+texts = st.text(st.characters(codec="utf-8"), max_size=30).filter(
+    lambda text: not any(token in text for token in SPECIAL)
+)
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=texts)
+def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(name, text):
+    tokenizer = TOKENIZERS[name]
+    ids = np.asarray(tokenizer(text)).tolist()
+    assert b"".join(token_bytes(tokenizer, token) for token in ids) == text.encode()
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=texts)
+def test_detokenize_gives_the_text_back(name, text):
+    tokenizer = TOKENIZERS[name]
+    assert tokenizer.detokenize(np.asarray(tokenizer(text)).tolist()) == text
+
+
+@pytest.mark.parametrize("text", ["naïve café", "日本語", "🙂👩‍🚀", "def f(x):\n\treturn x  # two", "\x00\x7f\u00a0"])
+def test_awkward_text_comes_back(tokenizer, text):
+    assert tokenizer.detokenize(np.asarray(tokenizer(text)).tolist()) == text
+
+
+def test_token_bytes_of_special_tokens_are_empty(tokenizer):
+    assert [token_bytes(tokenizer, token) for token in SPECIAL.values()] == [b""] * 4
+
+
+@pytest.mark.parametrize("text", [" my", "\n", "\t", " a\n"])
+def test_labels_show_white_space(opt, text):
+    labels = "".join(token_label(opt, token) for token in np.asarray(opt(text)).tolist())
+    assert labels == text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def test_labels_of_special_tokens_and_of_split_characters(opt):
+    assert [token_label(opt, token) for token in (0, 1, 2, 3, 50264)] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    assert token_label(opt, opt.token_to_id(byte_alphabet()[0xE2])) == r"\xe2"
+    assert token_label(opt, np.int64(31414)) == "Hello"
+
+
+def test_tokenize_batch_starts_and_pads(opt):
+    batch = tokenize_batch(opt, ["I like you.", "Hello my name is", "Hello world"])
+    assert batch["token_ids"].tolist() == [[2, 100, 101, 47, 4], [2, 31414, 127, 766, 16], [2, 31414, 232, 1, 1]]
+    assert batch["padding_mask"].tolist() == [[1] * 5, [1] * 5, [1, 1, 1, 0, 0]]
+    assert batch["token_ids"].dtype == batch["padding_mask"].dtype == np.int32
+
+
+def test_tokenize_batch_takes_one_text_and_an_empty_one(opt):
+    assert tokenize_batch(opt, "Hello world")["token_ids"].tolist() == [[2, 31414, 232]]
+    assert tokenize_batch(opt, "")["token_ids"].tolist() == [[2]]
+
+
+def test_tokenize_batch_does_not_take_real_text_for_padding(opt):
+    """The mask counts tokens; it is not read off the ids."""
+    batch = tokenize_batch(opt, ["<pad>", "Hello world"])
+    assert batch["padding_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
