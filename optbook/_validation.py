@@ -40,7 +40,7 @@ def check_inputs(inputs, vocabulary_size, max_sequence_length):
         value if hasattr(value, "dtype") else np.asarray(value)
         for value in (inputs["token_ids"], inputs["padding_mask"])
     )
-    if "int" not in keras.backend.standardize_dtype(token_ids.dtype):
+    if np.dtype(token_ids.dtype).kind not in "iu":
         raise TypeError(f"token_ids must be integers, but are {token_ids.dtype}.")
     shape = tuple(token_ids.shape)
     if len(shape) != 2:

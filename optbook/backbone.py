@@ -124,8 +124,9 @@ class OPTBackbone(keras_hub.models.Backbone):
         load_weights : bool
             False leaves the random initialization.
         **kwargs
-            Override the folder's configuration, e.g. ``dtype="bfloat16"``, ``dropout=0.0``. A smaller
-            ``max_sequence_length`` keeps the first rows of the position table.
+            Override the folder's configuration, e.g. ``dropout=0.0``. A smaller ``max_sequence_length`` keeps the
+            first rows of the position table. Without ``dtype`` the weights are cast to Keras's default type,
+            whatever type they were saved in, as KerasHub does.
 
         Raises
         ------
@@ -135,7 +136,7 @@ class OPTBackbone(keras_hub.models.Backbone):
             For presets that would have to be downloaded.
         """
         folder = preset_files.preset_folder(preset)
-        backbone = cls(**{**preset_files.read_config(folder), **kwargs})
+        backbone = cls(**{**preset_files.read_config(folder), "dtype": None, **kwargs})
         if load_weights:
             preset_files.load_weights(backbone, folder)
         return backbone

@@ -49,6 +49,8 @@ def _draw_matrix(ax, values, rows=None, columns=None, title="", annotate=None, l
     if annotate:
         middle = (image.norm.vmin + image.norm.vmax) / 2
         for (i, j), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
             light = value < middle if cmap == CONTINUOUS else abs(value - middle) > (image.norm.vmax - middle) / 2
             ax.text(
                 j, i, format(value, annotate), ha="center", va="center", fontsize=7, color="white" if light else "black"

@@ -127,7 +127,7 @@ def test_a_layer_or_head_that_is_not_there(backbone, options, message):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ((1, 0, 0), r"layer 1, head 0 is not in this record; it holds layers \(2,\) and heads \(0, 3\)"),
+        ((1, 0, 0), r"layer 1, head 0 is not in this record of layers \(2,\) and heads \(0, 3\)"),
         ((2, 1, 0), "layer 2, head 1 is not in this record"),
         ((2, 0, 3), "row 3 is not in this record of 3 sequences"),
         ((2, 0, -1), "row -1 is not in this record"),

@@ -156,13 +156,6 @@ def test_bad_inputs_of_the_backbone(backbone, case):
     assert_one_line(raised)
 
 
-def test_lists_are_inputs_too(backbone):
-    good = {name: array.tolist() for name, array in INPUTS["right"].items()}
-    np.testing.assert_array_equal(backbone(good), backbone(INPUTS["right"]))
-    with pytest.raises(ValueError, match="reach from 99 to 99"):
-        backbone({"token_ids": [[99]], "padding_mask": [[1]]})
-
-
 def test_the_highest_and_lowest_id_and_a_boolean_mask_are_fine(backbone):
     inputs = {"token_ids": np.array([[0, 60]]), "padding_mask": np.array([[True, True]])}
     assert np.isfinite(np.asarray(backbone(inputs))).all()

@@ -150,7 +150,7 @@ WRONG_POST_NORMS = {
 
 def test_layer_passes_and_so_does_the_package():
     assert decoder.layer(wired(pre)).startswith("right")
-    assert decoder.layer(lambda x, parts, mask: parts(x)).startswith("right")
+    assert decoder.layer(lambda x, parts, mask: parts(x, decoder_padding_mask=decoder.PADDING)).startswith("right")
 
 
 @pytest.mark.parametrize("words", WRONG_LAYERS)
@@ -166,7 +166,7 @@ def test_post_norm_passes_and_so_does_keras_hub():
         )
         theirs.build(x.shape)
         theirs.set_weights(parts.get_weights())
-        return theirs(x)
+        return theirs(x, decoder_padding_mask=decoder.PADDING)
 
     assert decoder.post_norm(wired(post)).startswith("right")
     assert decoder.post_norm(keras_hubs).startswith("right")

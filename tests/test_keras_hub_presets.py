@@ -43,21 +43,28 @@ def saved(request, tmp_path_factory):
 
 def test_keras_hub_loads_ours(saved):
     theirs, _, _, folder = saved
-    loaded = keras_hub.models.OPTBackbone.from_preset(str(folder))
+    loaded = keras_hub.models.OPTBackbone.from_preset(str(folder), dtype=theirs.dtype_policy)
     assert type(loaded) is keras_hub.models.OPTBackbone
     assert_same_weights(loaded, theirs)
 
 
 def test_we_load_keras_hubs(saved):
     _, ours, folder, _ = saved
-    loaded = optbook.OPTBackbone.from_preset(str(folder))
+    loaded = optbook.OPTBackbone.from_preset(str(folder), dtype=ours.dtype_policy)
     assert type(loaded) is optbook.OPTBackbone
     assert_same_weights(loaded, ours)
 
 
 def test_we_load_ours(saved):
     _, ours, _, folder = saved
-    assert_same_weights(optbook.OPTBackbone.from_preset(folder), ours)
+    assert_same_weights(optbook.OPTBackbone.from_preset(folder, dtype=ours.dtype_policy), ours)
+
+
+def test_without_a_dtype_either_class_loads_in_keras_default_type(saved):
+    theirs = keras_hub.models.OPTBackbone.from_preset(str(saved[3]))
+    ours = optbook.OPTBackbone.from_preset(saved[3])
+    assert_same_weights(ours, theirs)
+    assert {weight.dtype for weight in ours.weights} == {"float32"}
 
 
 def test_both_write_the_same_files_and_arrays(saved):
@@ -97,7 +104,7 @@ def test_loading_can_override_the_configuration(saved):
 
 
 def test_a_shorter_position_table_has_the_first_rows(saved):
-    loaded = optbook.OPTBackbone.from_preset(saved[3], max_sequence_length=10)
+    loaded = optbook.OPTBackbone.from_preset(saved[3], max_sequence_length=10, dtype=saved[1].dtype_policy)
     positions, expected = (backbone.embeddings.position_embedding.embeddings for backbone in (loaded, saved[1]))
     np.testing.assert_array_equal(positions, expected[:10])
     np.testing.assert_array_equal(loaded.token_embedding.embeddings, saved[1].token_embedding.embeddings)
@@ -119,9 +126,9 @@ def test_we_load_shards_that_keras_hub_wrote(tmp_path, dtype):
     theirs, ours = make_pair(dtype, num_layers=2)
     theirs.save_to_preset(str(tmp_path))
     (tmp_path / "model.weights.h5").unlink()
-    theirs.save_weights(tmp_path / "model.weights.json", max_shard_size=2e-5)  # GB
+    theirs.save_weights(tmp_path / "model.weights.json", max_shard_size=1e-5)  # GB
     assert len(list(tmp_path.glob("model_*.weights.h5"))) > 2
-    assert_same_weights(optbook.OPTBackbone.from_preset(tmp_path), ours)
+    assert_same_weights(optbook.OPTBackbone.from_preset(tmp_path, dtype=dtype), ours)
 
 
 def test_we_load_the_names_that_early_keras_3_wrote(tmp_path):
@@ -184,6 +191,11 @@ def test_embedded_preset_loads_by_path_in_keras_hub(embedded):
     assert type(theirs.backbone) is keras_hub.models.OPTBackbone
     assert type(ours.backbone) is optbook.OPTBackbone
     assert_same_weights(ours.backbone, theirs.backbone)
+
+
+def test_embedded_backbone_loads_alone_in_keras_hub(embedded):
+    backbone = keras_hub.models.OPTBackbone.from_preset(str(presets.ASSETS / presets.DEFAULT))
+    assert_same_weights(backbone, embedded[0].backbone)
 
 
 def test_embedded_preset_writes_the_same_text_in_both(embedded):

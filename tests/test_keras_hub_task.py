@@ -8,18 +8,17 @@ from small_models import PAD, SIZES, copy_weights, make_inputs, make_pair
 
 import optbook
 
-TEXTS = ["It is a truth universally acknowledged", "the state of the union is strong", "a", "My fellow citizens, today"]
 
-
-def task(backbone, preprocessor=None):
-    lm = keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)
+def task(backbone):
+    """Ids in, ids out; greedy."""
+    lm = keras_hub.models.OPTCausalLM(backbone, preprocessor=None)
     lm.compile(sampler="greedy")
     return lm
 
 
 @pytest.fixture(scope="module")
-def tasks(request):
-    """KerasHub's task around its backbone and around ours: ids in, ids out, greedy."""
+def tasks():
+    """KerasHub's task around its backbone and around ours."""
     return [task(backbone) for backbone in make_pair()]
 
 
@@ -30,7 +29,7 @@ def test_greedy_generation_gives_keras_hubs_ids(tasks, lengths):
     np.testing.assert_array_equal(ours, theirs)
     real = prompt["padding_mask"].astype(bool)
     np.testing.assert_array_equal(ours[real], prompt["token_ids"][real])
-    assert len(set(ours[~real].tolist())) > 5  # not one token over and over
+    assert len(set(ours[~real].tolist())) > 3  # not one token over and over
 
 
 def test_generation_with_the_cache_is_the_argmax_of_the_whole_pass(tasks):
@@ -40,39 +39,40 @@ def test_generation_with_the_cache_is_the_argmax_of_the_whole_pass(tasks):
     np.testing.assert_array_equal(ids[0, 4:], logits.argmax(axis=-1)[0, 3:-1])
 
 
-def text_task(cls, seed=0, **kwargs):
-    """A task that reads text, on a small random backbone of the class."""
-    keras.utils.set_random_seed(seed)
-    tokenizer = optbook.tokenizer()
-    sizes = {**SIZES, "num_layers": 1, "vocabulary_size": tokenizer.vocabulary_size()}
-    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(tokenizer, sequence_length=12)
-    return task(cls(**sizes, **kwargs), preprocessor)
+def small_task(cls):
+    keras.utils.set_random_seed(0)
+    return task(cls(**{**SIZES, "num_layers": 1}, dropout=0.0))
 
 
-def train(lm, epochs=4):
+def train(lm, epochs=8):
+    """A few steps on one batch of random rows; the losses."""
+    inputs = make_inputs((12, 12, 9, 5), 12)
+    next_ids = np.roll(inputs["token_ids"], -1, axis=1)
+    weigh_next = np.roll(inputs["padding_mask"], -1, axis=1) * inputs["padding_mask"]
+    weigh_next[:, -1] = 0
     lm.compile(
         optimizer=keras.optimizers.Adam(1e-2),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    return lm.fit(TEXTS, batch_size=4, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+    fitted = lm.fit(inputs, next_ids, sample_weight=weigh_next, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
+    return fitted.history["loss"]
 
 
 def test_fit_lowers_the_loss_as_with_keras_hubs_backbone():
-    theirs = text_task(keras_hub.models.OPTBackbone, dropout=0.0)
-    ours = text_task(optbook.OPTBackbone, dropout=0.0)
+    theirs, ours = small_task(keras_hub.models.OPTBackbone), small_task(optbook.OPTBackbone)
     copy_weights(theirs.backbone, ours.backbone)
     losses = train(ours)
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     np.testing.assert_allclose(losses, train(theirs), rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
 def lora_task():
     """Trained a little with LoRA; with the weights and losses before and after."""
-    lm = text_task(optbook.OPTBackbone, dropout=0.0)
+    lm = small_task(optbook.OPTBackbone)
     before = {weight.path: np.asarray(weight) for weight in lm.backbone.weights}
     lm.backbone.enable_lora(rank=2)
-    losses = train(lm, epochs=6)
+    losses = train(lm)
     return lm, before, losses
 
 
@@ -91,7 +91,7 @@ def test_lora_trains_the_queries_and_values_alone(lora_task):
 
 
 def test_lora_has_as_many_trainable_numbers_as_in_keras_hubs_backbone(lora_task):
-    theirs = text_task(keras_hub.models.OPTBackbone)
+    theirs = small_task(keras_hub.models.OPTBackbone)
     theirs.backbone.enable_lora(rank=2)
     ours, _, _ = lora_task
     shapes = [[variable.shape for variable in lm.trainable_variables] for lm in (ours, theirs)]
@@ -108,10 +108,11 @@ def test_lora_merged_weights_load_in_keras_hubs_class(lora_task, tmp_path):
     assert not np.allclose(kernel, before[lm.backbone.transformer_layers[0].self_attention.query_dense._kernel.path])
 
 
-def test_padded_prompts_are_right_padded_with_the_pad_token():
-    lm = text_task(optbook.OPTBackbone)
+def test_prompts_of_the_embedded_preset_start_with_2_and_are_padded_on_the_right():
+    lm = optbook.causal_lm(sequence_length=12)
     prompt = lm.preprocessor.generate_preprocess(["a", "It is a truth"])
     rows, mask = np.asarray(prompt["token_ids"]), np.asarray(prompt["padding_mask"]).astype(bool)
+    assert rows.shape == (2, 12)
     assert (rows[:, 0] == 2).all()
     assert (rows[~mask] == PAD).all() and (rows[mask] != PAD).all()
     assert (np.diff(mask.astype(int), axis=1) <= 0).all()

@@ -35,7 +35,7 @@ BATCH = 16
 WARM_UP_STEPS = 200
 SIZES = {
     "optbook_700k_en": dict(num_layers=2, num_heads=4, hidden_dim=128, learning_rate=3e-3),
-    "optbook_2m_en": dict(num_layers=4, num_heads=6, hidden_dim=192, learning_rate=3e-3),
+    "optbook_4m_en": dict(num_layers=4, num_heads=8, hidden_dim=256, learning_rate=2e-3),
 }
 
 
@@ -125,6 +125,27 @@ def make_optimizer(variables, learning_rate, steps):
     return optimizer
 
 
+def grow(backbone, weights, seed):
+    """Starts a backbone from the weights of one half as wide and half as deep, so that it computes the same at first.
+
+    Every feature, head and unit stands twice, and what reads them is halved; the layers in between add nothing yet. A
+    little noise lets the copies part.
+    """
+    rng = np.random.default_rng(seed)
+    for layer in backbone.transformer_layers[1::2]:
+        for dense in (layer.self_attention.output_dense, layer.feedforward_output_dense):
+            dense.kernel.assign(np.zeros(dense.kernel.shape))
+    variables = [*backbone.embeddings.weights]
+    for layer in backbone.transformer_layers[::2]:
+        variables += layer.weights
+    variables += backbone.layer_norm.weights
+    for variable, source in zip(variables, weights, strict=True):
+        repeated = np.tile(source, [large // small for large, small in zip(variable.shape, source.shape)])
+        if variable.name == "kernel" or variable.path.startswith("layer_norm/"):
+            repeated = repeated / 2
+        variable.assign(repeated * (1 + 0.02 * rng.standard_normal(repeated.shape)))
+
+
 def token_losses(backbone, weights, rows):
     """Negative log likelihood in nats of each id after the first, (batch, T)."""
     inputs = {"token_ids": rows[:, :-1], "padding_mask": jnp.ones_like(rows[:, :-1])}
@@ -166,14 +187,17 @@ def save(path, **arrays):
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--steps", default=20000, show_default=True)
 @click.option("--first-part", default=0.2, show_default=True, help="Share of the steps with rows of 64 tokens.")
+@click.option("--grow-from", help="A finished run half as wide and deep, whose weights and tokenizer are the start.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/training"), show_default=True)
-def main(name, corpus, steps, first_part, seed, out):
+def main(name, corpus, steps, first_part, grow_from, seed, out):
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     parts = {domain: split((corpus / f"{domain}.txt").read_text(encoding="utf-8")) for domain in DOMAINS}
     held_out = {domain: part[1] for domain, part in parts.items()}
     bpe_file = folder / "bpe.json"
+    if grow_from and not bpe_file.exists():
+        bpe_file.write_text((out / grow_from / "bpe.json").read_text(encoding="utf-8"), encoding="utf-8")
     if not bpe_file.exists():
         train_tokenizer([part[0] for part in parts.values()]).save(str(bpe_file))
     bpe = tokenizers.Tokenizer.from_file(str(bpe_file))
@@ -189,7 +213,12 @@ def main(name, corpus, steps, first_part, seed, out):
         max_sequence_length=MAX_SEQUENCE_LENGTH,
         **size,
     )
+    sizes = {key: backbone.get_config()[key] for key in ("vocabulary_size", "intermediate_dim", "max_sequence_length")}
+    (folder / "sizes.json").write_text(json.dumps({**sizes, **size}))
     initialize(backbone, seed)
+    if grow_from:
+        small = np.load(out / grow_from / "state.npz")
+        grow(backbone, [small[f"weight_{i}"] for i in range(sum(key.startswith("weight_") for key in small))], seed)
     weights = [jnp.array(variable.value, copy=True) for variable in backbone.weights]
     optimizer = make_optimizer(backbone.trainable_variables, learning_rate, steps)
     state = [variable.value for variable in optimizer.variables]

@@ -6,6 +6,7 @@ from optbook import layers, masks
 from optbook.checks._core import NotYet, require
 
 EPSILON = layers.LAYER_NORM_EPSILON
+PADDING = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])  # of the batch that `layer` and `post_norm` try
 
 
 def layer_norm(function):
@@ -114,7 +115,8 @@ def layer(function):
             after_attention + feed_forward(norm_1(after_attention))
         ),
         "the order is turned round: attention comes first, feed-forward second": fed_first + attend(norm_1(fed_first)),
-        "the mask was forgotten: attention needs it as attention_mask=mask": blind + feed_forward(norm_2(blind)),
+        "the mask was forgotten, so padding is read: attention needs it as attention_mask=mask": blind
+        + feed_forward(norm_2(blind)),
     }
     _compare(_run(function, x, parts, mask), _pre_norm(x, parts, mask), mistakes)
     return "right: norm, attention, add; norm, feed-forward, add"
@@ -162,7 +164,9 @@ def post_norm(function):
         "you used self_attention_layer_norm twice: feed-forward has a norm of its own": (
             norm_1(middle + feed_forward(middle))
         ),
-        "the mask was forgotten: attention needs it as attention_mask=mask": norm_2(blind + feed_forward(blind)),
+        "the mask was forgotten, so padding is read: attention needs it as attention_mask=mask": norm_2(
+            blind + feed_forward(blind)
+        ),
     }
     _compare(_run(function, x, parts, mask), _post_norm(x, parts, mask), mistakes)
     return "right: attention, add, norm; feed-forward, add, norm"
@@ -222,13 +226,13 @@ def parameters(function):
 
 
 def _random_layer():
-    """A small DecoderLayer with no weight at a special value, a batch of vectors for it and a causal mask."""
+    """A small DecoderLayer with no weight at a special value, a batch of vectors for it and its mask."""
     random = np.random.default_rng(50)
     parts = layers.DecoderLayer(intermediate_dim=16, num_heads=2)
     parts.build((None, None, 8))
     parts.set_weights([random.normal("gamma" in weight.path, 0.5, weight.shape) for weight in parts.weights])
     x = random.normal(0.5, 2.0, (2, 5, 8)).astype("float32")
-    return parts, x, masks.causal_mask(5)
+    return parts, x, masks.combine_masks(masks.causal_mask(5), masks.padding_mask(PADDING))
 
 
 def _functions(parts, mask):
