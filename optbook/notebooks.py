@@ -107,7 +107,7 @@ def _in_palette(png):
 
 
 def stable(notebook):
-    """The notebook without what differs from run to run: times, machine, editor state; sorted metadata, small pictures."""
+    """The notebook without what differs from run to run: times, machine, editor; sorted metadata, small pictures."""
     notebook = nbformat.from_dict(notebook)
     notebook.metadata = nbformat.from_dict(
         {

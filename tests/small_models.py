@@ -37,7 +37,7 @@ def copy_weights(source, target):
     """In order, as they are; the shapes are checked by ``assign``."""
     assert len(source.weights) == len(target.weights)
     for theirs, ours in zip(source.weights, target.weights):
-        ours.assign(theirs.value)
+        ours.assign(np.array(theirs.value))  # a copy: training gives the old arrays away
 
 
 def make_pair(dtype="float32", **overrides):
