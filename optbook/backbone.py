@@ -6,7 +6,7 @@ from keras import layers, ops
 
 from optbook import presets as preset_files
 from optbook._validation import check_dropout, check_inputs, check_sizes
-from optbook.layers import LAYER_NORM_EPSILON, DecoderLayer, TokenAndPositionEmbedding
+from optbook.layers import LAYER_NORM_EPSILON, DecoderLayer, TokenAndPositionEmbedding, weights_follow
 
 
 class _Presets:
@@ -136,9 +136,12 @@ class OPTBackbone(keras_hub.models.Backbone):
             For presets that would have to be downloaded.
         """
         folder = preset_files.preset_folder(preset)
-        backbone = cls(**{**preset_files.read_config(folder), "dtype": None, **kwargs})
-        if load_weights:
-            preset_files.load_weights(backbone, folder)
+        config = {**preset_files.read_config(folder), "dtype": None, **kwargs}
+        if not load_weights:
+            return cls(**config)
+        with weights_follow():
+            backbone = cls(**config)
+        preset_files.load_weights(backbone, folder)
         return backbone
 
     def save_to_preset(self, preset_dir, max_shard_size=10):

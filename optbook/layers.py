@@ -1,5 +1,8 @@
 """The layers of OPT, as the chapters build them (arXiv 2205.01068; names as in KerasHub's signatures)."""
 
+import contextlib
+import contextvars
+
 import keras
 from keras import layers, ops
 
@@ -9,9 +12,22 @@ LAYER_NORM_EPSILON = 1e-5
 MASKED_SCORE = -1e30  # finite, so that a row with no allowed key stays finite; far below any real score
 
 
+_weights_follow = contextvars.ContextVar("weights_follow", default=False)
+
+
+@contextlib.contextmanager
+def weights_follow():
+    """Inside the block layers start at zero: a preset's weights follow, and random numbers take seconds to make."""
+    token = _weights_follow.set(True)
+    try:
+        yield
+    finally:
+        _weights_follow.reset(token)
+
+
 def opt_kernel_initializer(stddev=0.02):
     """A fresh initializer for each kernel: one shared instance would give equal values to equal shapes."""
-    return keras.initializers.TruncatedNormal(stddev=stddev)
+    return "zeros" if _weights_follow.get() else keras.initializers.TruncatedNormal(stddev=stddev)
 
 
 @keras.saving.register_keras_serializable("optbook")

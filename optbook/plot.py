@@ -353,14 +353,20 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
 
 
 @_figure
-def lines(curves, x=None, xlabel="", ylabel="", title="", log_y=False, size=(6.5, 3.2), marker=None):
-    """Curves over a common axis; ``curves`` is a dict of name to numbers, ``x`` the common positions."""
+def lines(curves, x=None, xlabel="", ylabel="", title="", log_y=False, size=(6.5, 3.2), marker=None, log_x=False):
+    """Curves over a common axis; ``curves`` is a dict of name to numbers, ``x`` the common positions.
+
+    With ``log_x`` the positions are few and each gets its tick, as for widths that double.
+    """
     figure, ax = plt.subplots(figsize=size)
     for name, values in curves.items():
         ax.plot(range(len(values)) if x is None else x, values, label=name, marker=marker, markersize=4)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if log_y:
         ax.set_yscale("log")
+    if log_x:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [str(position) for position in x])
     if len(curves) > 1:
         ax.legend(frameon=False)
     return figure

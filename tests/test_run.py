@@ -89,7 +89,7 @@ def test_doctor_prints_every_line_and_fails_on_a_false_one(monkeypatch, capsys):
 def test_doctor_command_names_versions_and_presets():
     result = CliRunner().invoke(cli.main, ["doctor"])
     assert result.exit_code == 0
-    for expected in ("jax", "memory", "opt_6.7b_en", "6,658,473,984"):
+    for expected in ("jax", "memory", "opt_6.7b_en", "6,658,465,792"):
         assert expected in result.output
 
 

@@ -6,6 +6,7 @@ All chapters when none is named. A notebook with a failing cell is left as it wa
 brought up to date first (tools/sync_cells.py).
 """
 
+import base64
 import sys
 from pathlib import Path
 
@@ -14,6 +15,12 @@ import nbformat
 from sync_cells import NOTEBOOKS, sync
 
 from optbook import notebooks
+
+
+def write_first_figure(notebook, path):
+    """The picture that the README shows is the first one of chapter 00."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    path.write_bytes(base64.b64decode(next(o.data["image/png"] for o in outputs if "image/png" in o.get("data", {}))))
 
 
 @click.command()
@@ -27,6 +34,8 @@ def main(paths):
         run = notebooks.execute(path)
         if run.problem is None:
             notebooks.write(notebooks.stable(run.notebook), path)
+            if path.name.startswith("00"):
+                write_first_figure(run.notebook, NOTEBOOKS / "attention.png")
         failed = failed or run.problem is not None
         print(f"{path.name}: {run.problem or 'ok'}, {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
     sys.exit(failed)

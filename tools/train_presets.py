@@ -35,7 +35,7 @@ BATCH = 16
 WARM_UP_STEPS = 200
 SIZES = {
     "optbook_700k_en": dict(num_layers=2, num_heads=4, hidden_dim=128, learning_rate=3e-3),
-    "optbook_4m_en": dict(num_layers=4, num_heads=8, hidden_dim=256, learning_rate=2e-3),
+    "optbook_4m_en": dict(num_layers=4, num_heads=8, hidden_dim=256, learning_rate=1e-3),
 }
 
 
