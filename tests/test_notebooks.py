@@ -170,6 +170,8 @@ def test_class_cells_stand_in_their_chapters():
         "masks.causal_mask",
         "masks.padding_mask",
         "masks.combine_masks",
-        "OPTBackbone",
+        "tokens.byte_alphabet",
+        "tokens.tokenize_batch",
+        "backbone.OPTBackbone",
     ):
         assert f"{sync_cells.MARK}optbook.{name}\n" in sources
