@@ -1,0 +1,140 @@
+"""Matrices, curves and bars of any numbers."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from optbook.plot._style import CONTINUOUS, DIVERGING, draw_matrix, figure_function
+
+
+@figure_function
+def matrices(
+    values, rows=None, columns=None, annotate=None, shared=True, diverging=False, size=2.6, label="", per_line=4
+):
+    """Heat maps side by side.
+
+    Parameters
+    ----------
+    values : dict of str to array of shape (R, C)
+        Title and numbers of each map.
+    rows, columns : list of str, optional
+        Labels of the rows and the columns, the same for all maps.
+    annotate : str, optional
+        A format such as ``".2f"``: write each number into its cell.
+    shared : bool
+        One colour scale for all maps, so that they can be compared; otherwise one each.
+    diverging : bool
+        Red above and blue below zero, for differences.
+    size : float
+        Width of one map in inches, labels not counted; its height too, unless it is labelled and wider than tall.
+    label : str
+        What the colour means.
+    per_line : int
+        Maps in a line of the figure.
+    """
+    arrays = {title: np.asarray(array, dtype="float32") for title, array in values.items()}
+    count = len(arrays)
+    across = min(count, per_line)
+    down = -(-count // across)
+    flattest = min(array.shape[0] / array.shape[1] for array in arrays.values()) if rows is not None else 1.0
+    height = size * min(1.0, max(flattest, 0.3))  # cells are square where they have labels: no room left over
+    figure, axes = plt.subplots(down, across, figsize=(size * across + 1.2, (height + 0.7) * down), squeeze=False)
+    everything = np.concatenate([array.ravel() for array in arrays.values()])
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    for index, (ax, (title, array)) in enumerate(zip(axes.flat, arrays.items())):
+        scope = everything if shared else array
+        low, high = float(np.nanmin(scope)), float(np.nanmax(scope))
+        if diverging:
+            high = max(abs(low), abs(high)) or 1.0
+            low = -high
+        image = draw_matrix(
+            ax, array, rows, columns, title, annotate, low, high, cmap=DIVERGING if diverging else CONTINUOUS
+        )
+        if index % across:
+            ax.set_yticks([])
+        if not shared:
+            figure.colorbar(image, ax=ax, shrink=0.7)
+    if shared:
+        figure.colorbar(image, ax=axes, shrink=0.7, label=label)
+    return figure
+
+
+@figure_function
+def texts(values, written, rows, columns, xlabel="", label="", low=0.0, high=1.0):
+    """A heat map with a text in each cell; ``values`` and ``written`` have shape (R, C).
+
+    ``label`` says what the colour means, which runs from ``low`` to ``high``; ``rows`` and ``columns`` are labels.
+    """
+    figure, ax = plt.subplots(figsize=(0.72 * len(columns) + 2.2, 0.42 * len(rows) + 1.2))
+    image = draw_matrix(ax, values, rows, columns, low=low, high=high)
+    ax.set(aspect="auto", xlabel=xlabel)
+    for (i, j), value in np.ndenumerate(np.asarray(values)):
+        color = "white" if value < (low + high) / 2 else "black"
+        ax.text(j, i, written[i][j], ha="center", va="center", fontsize=8, color=color, clip_on=True)
+    figure.colorbar(image, ax=ax, label=label, pad=0.01)
+    return figure
+
+
+@figure_function
+def lines(curves, x=None, xlabel="", ylabel="", title="", log_y=False, size=(6.5, 3.2), marker=None, log_x=False):
+    """Curves over a common axis; ``curves`` is a dict of name to numbers, ``x`` the common positions.
+
+    With ``log_x`` the positions are few and each gets its tick, as for widths that double.
+    """
+    figure, ax = plt.subplots(figsize=size)
+    for name, values in curves.items():
+        ax.plot(range(len(values)) if x is None else x, values, label=name, marker=marker, markersize=4)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if log_y:
+        ax.set_yscale("log")
+    if log_x:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [str(position) for position in x])
+    if len(curves) > 1:
+        ax.legend(frameon=False)
+    return figure
+
+
+@figure_function
+def bars(values, ylabel="", title="", number="", log_y=False, size=(6.5, 3.0)):
+    """Labelled bars; ``values`` is a dict of name to number, ``number`` the format written on each bar."""
+    figure, ax = plt.subplots(figsize=size)
+    drawn = ax.bar(list(values), list(values.values()), color="#0072b2", width=0.6)
+    ax.bar_label(drawn, [format(value, number) for value in values.values()], padding=2, fontsize=8)
+    ax.set(ylabel=ylabel, title=title)
+    ax.margins(y=0.12)
+    if log_y:
+        ax.set_yscale("log")
+    return figure
+
+
+@figure_function
+def histograms(values, bins=40, xlabel="", title="", size=(6.5, 3.0)):
+    """Overlaid histograms of equal area; ``values`` is a dict of name to numbers."""
+    figure, ax = plt.subplots(figsize=size)
+    everything = np.concatenate([np.ravel(numbers) for numbers in values.values()])
+    edges = np.linspace(everything.min(), everything.max(), bins + 1)
+    for name, numbers in values.items():
+        ax.hist(np.ravel(numbers), edges, density=True, alpha=0.55, label=name)
+    ax.set(xlabel=xlabel, ylabel="density", title=title)
+    ax.legend(frameon=False)
+    return figure
+
+
+@figure_function
+def shares(values, xlabel="share", size=(7.0, 2.8)):
+    """Lying bars of length 1, cut into parts; ``values`` is a dict of bar name to a dict of part name to number."""
+    figure, ax = plt.subplots(figsize=size)
+    parts = list(next(iter(values.values())))
+    totals = np.array([sum(bar.values()) for bar in values.values()])
+    left = np.zeros(len(values))
+    for part in parts:
+        widths = np.array([bar[part] for bar in values.values()]) / totals
+        drawn = ax.barh(list(values), widths, left=left, label=part, height=0.65, edgecolor="white")
+        labels = [f"{width:.0%}" if width >= 0.04 else "" for width in widths]
+        ax.bar_label(drawn, labels, label_type="center", fontsize=8, color="white")
+        left += widths
+    ax.set(xlim=(0, 1), xlabel=xlabel)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
