@@ -15,7 +15,7 @@ ASSETS = Path(__file__).parent / "assets"
 # Trained by tools/train_presets.py and shipped inside the package.
 EMBEDDED = {
     "optbook_700k_en": "2 layers, trained on public-domain English for this book; the default of every chapter.",
-    "optbook_4m_en": "4 layers and twice as wide, grown from the first and trained on; slower, with better text.",
+    "optbook_4m_en": "4 layers, twice as wide, grown from the first and trained on a little; clearer heads.",
 }
 DEFAULT = "optbook_700k_en"
 
