@@ -220,7 +220,7 @@ def test_attention_gradients(pair, inputs):
 
 def test_decoder_layer_forward(pair, inputs):
     theirs, ours = (backbone.transformer_layers[0] for backbone in pair)
-    x, mask = normal(*SHAPE), inputs["padding_mask"]
+    x, mask = 0.05 * normal(*SHAPE), inputs["padding_mask"]  # so small that the epsilon of the normalization counts
     assert_close(
         run(ours, x, decoder_padding_mask=mask), run(theirs, x, decoder_padding_mask=mask), where=real_tokens(inputs)
     )
