@@ -73,6 +73,7 @@ def execute(path, progress=None):
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
+        extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its TCP port at every start
         coalesce_streams=True,  # otherwise what one cell prints is cut at random
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=cell_executed,

@@ -35,6 +35,12 @@ lm = optbook.causal_lm()
 record = optbook.record_attention(lm, "The old house was cold, but the old house was home.")
 optbook.plot.heads(record).savefig(os.devnull, format="png")
 """
+TEXT_OPTBOOK = """
+import optbook
+lm = optbook.causal_lm()
+lm.generate("The old house was", max_length=32)
+optbook.record_attention(lm, "The old house was cold, but the old house was home.")
+"""
 FIGURE_TRANSFORMERS = """
 import torch, transformers
 import matplotlib; matplotlib.use("agg")
@@ -116,12 +122,13 @@ def main():
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            cold = fresh_process(FIGURE_OPTBOOK, JAX_COMPILATION_CACHE_DIR=folder)
-            warm = fresh_process(FIGURE_OPTBOOK, JAX_COMPILATION_CACHE_DIR=folder)
+            cache = dict(JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+            cold = fresh_process(TEXT_OPTBOOK, **cache)
+            warm = fresh_process(TEXT_OPTBOOK, **cache)
             warm_and_cold.append([warm["RESULT"][key] / cold["RESULT"][key] for key in ("seconds", "peak_mb")])
             print(f"compilation cache, cold and warm: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     add(
-        "first figure, compilation cache warm",
+        "build, generate, record: compilation cache warm",
         "the same, cache cold",
         [statistics.median(column) for column in zip(*warm_and_cold)],
     )
