@@ -38,7 +38,7 @@ def checklist():
         "float32 products are exact to float32": bool(exact),
         "compiled programs are kept between runs": _can_write(_runtime.cache_folder()),
         "a small OPT runs and its numbers are finite": bool(np.isfinite(hidden).all()),
-        "the default preset fits the free memory": preset_bytes(presets.DEFAULT) < psutil.virtual_memory().available,
+        "the default preset fits the free memory": _parameters(presets.DEFAULT) * 4 < psutil.virtual_memory().available,
     }
 
 
@@ -56,9 +56,8 @@ def _can_write(folder):
     return os.access(existing, os.W_OK)
 
 
-def preset_bytes(preset, bytes_per_number=4):
-    """Bytes that the weights of a preset take, float32 unless said otherwise."""
-    return presets.parameter_count(**presets.preset_sizes(preset)) * bytes_per_number
+def _parameters(preset):
+    return presets.parameter_count(**presets.preset_sizes(preset))
 
 
 def doctor():
@@ -89,6 +88,6 @@ def fitting():
     """For every preset: its parameters, its float32 gigabytes, and in which types its weights fit the free memory."""
     free = psutil.virtual_memory().available
     for preset in presets.all_presets():
-        parameters = presets.parameter_count(**presets.preset_sizes(preset))
+        parameters = _parameters(preset)
         types = [name for name, size in (("float32", 4), ("bfloat16", 2)) if parameters * size < free]
         yield preset, parameters, parameters * 4 / 1e9, ", ".join(types) or "none"

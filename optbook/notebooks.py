@@ -13,6 +13,8 @@ import nbformat
 import psutil
 from PIL import Image
 
+from optbook._files import replace_text
+
 CELL_TIMEOUT = 120  # seconds; a chapter takes less in all
 
 
@@ -130,7 +132,7 @@ def stable(notebook):
 def write(notebook, path):
     """Writes beside and renames."""
     text = nbformat.writes(notebook, version=4, indent=1, sort_keys=True, ensure_ascii=False)
-    _replace_text(path, text + "\n")
+    replace_text(path, text + "\n")
 
 
 def write_html(notebook, path):
@@ -138,7 +140,7 @@ def write_html(notebook, path):
     import nbconvert
 
     page, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
-    _replace_text(path, page)
+    replace_text(path, page)
 
 
 def write_index(runs, path):
@@ -149,17 +151,9 @@ def write_index(runs, path):
         for name, run in runs.items()
     )
     style = "body{font:16px/1.5 sans-serif;margin:3em auto;max-width:50em}td,th{padding:.3em 1em;text-align:left}"
-    _replace_text(
+    replace_text(
         path,
         "<!doctype html><html lang=en><meta charset=utf-8><title>OPT, one layer at a time</title>"
         f"<style>{style}</style><h1>OPT, one layer at a time</h1><p>The chapters as they ran on this machine.</p>"
         f"<table><tr><th>chapter<th>seconds<th>peak MB<th>result</tr>{rows}</table></html>\n",
     )
-
-
-def _replace_text(path, text):
-    """Writes beside and renames, so that a stopped run leaves no half file."""
-    path = Path(path)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -10,6 +10,8 @@ import keras
 import keras_hub
 import ml_dtypes
 
+from optbook._files import replace_text
+
 ASSETS = Path(__file__).parent / "assets"
 
 # Trained by tools/train_presets.py and shipped inside the package.
@@ -183,9 +185,8 @@ def save_backbone(backbone, folder):
     os.replace(partial, folder / "model.weights.h5")
     write_json(folder / "metadata.json", metadata)
     write_json(folder / "config.json", config)
-    task_file = (
-        folder / "task.json"
-    )  # written just before by OPTCausalLM.save_to_preset, with the backbone's config inside
+    # OPTCausalLM.save_to_preset has just written task.json, with the backbone's config inside.
+    task_file = folder / "task.json"
     if task_file.exists():
         task = json.loads(task_file.read_text(encoding="utf-8"))
         if task["config"].get("backbone", {}).get("registered_name") == OUR_NAME:
@@ -194,10 +195,7 @@ def save_backbone(backbone, folder):
 
 
 def write_json(path, content):
-    """Writes beside and renames, so that a stopped run leaves no half file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def tokenizer(preset=DEFAULT):

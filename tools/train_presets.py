@@ -1,6 +1,6 @@
 """Trains the embedded presets from plain text: tokenizer, model, head scores, early checkpoints.
 
-    python tools/train_presets.py optbook_700k_en --corpus FOLDER --steps 20000
+    python tools/train_presets.py optbook_700k_en --corpus FOLDER
 
 FOLDER holds austen.txt, state_of_the_union_1945_on.txt and wordnet_glosses.txt, one paragraph a line. Where they come
 from is in the model card. Everything is written below build/training/NAME; an interrupted run goes on where it stopped.
@@ -26,7 +26,7 @@ from optbook.attention import head_scores
 
 import keras  # isort: skip  (after optbook, which chooses the backend)
 
-END, PAD = 2, 1
+END = 2
 DOMAINS = ("austen", "state_of_the_union_1945_on", "wordnet_glosses")
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 VOCABULARY_SIZE = 2048
@@ -185,7 +185,7 @@ def save(path, **arrays):
 @click.command()
 @click.argument("name", type=click.Choice(list(SIZES)))
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--steps", default=20000, show_default=True)
+@click.option("--steps", default=14000, show_default=True)
 @click.option("--first-part", default=0.2, show_default=True, help="Share of the steps with rows of 64 tokens.")
 @click.option("--grow-from", help="A finished run half as wide and deep, whose weights and tokenizer are the start.")
 @click.option("--seed", default=0, show_default=True)
@@ -204,17 +204,11 @@ def main(name, corpus, steps, first_part, grow_from, seed, out):
     bpe.decoder = tokenizers.decoders.ByteLevel()
     stream = np.concatenate([encode(bpe, part[0]) for part in parts.values()])
 
-    size = dict(SIZES[name])
-    learning_rate = size.pop("learning_rate")
-    backbone = optbook.OPTBackbone(
-        vocabulary_size=VOCABULARY_SIZE,
-        intermediate_dim=4 * size["hidden_dim"],
-        dropout=0.0,
-        max_sequence_length=MAX_SEQUENCE_LENGTH,
-        **size,
-    )
-    sizes = {key: backbone.get_config()[key] for key in ("vocabulary_size", "intermediate_dim", "max_sequence_length")}
-    (folder / "sizes.json").write_text(json.dumps({**sizes, **size}))
+    sizes = dict(vocabulary_size=VOCABULARY_SIZE, max_sequence_length=MAX_SEQUENCE_LENGTH, **SIZES[name])
+    learning_rate = sizes.pop("learning_rate")
+    sizes["intermediate_dim"] = 4 * sizes["hidden_dim"]
+    backbone = optbook.OPTBackbone(**sizes, dropout=0.0)
+    (folder / "sizes.json").write_text(json.dumps(sizes))
     initialize(backbone, seed)
     if grow_from:
         small = np.load(out / grow_from / "state.npz")
