@@ -11,7 +11,7 @@ from optbook import checks, layers, masks, plot  # noqa: E402
 from optbook.attention import AttentionRecord, head_scores, record_attention  # noqa: E402
 from optbook.backbone import OPTBackbone  # noqa: E402
 from optbook.machine import doctor  # noqa: E402
-from optbook.presets import causal_lm, tokenizer  # noqa: E402
+from optbook.presets import causal_lm, preset_table, tokenizer  # noqa: E402
 
 __all__ = [
     "AttentionRecord",
@@ -23,6 +23,7 @@ __all__ = [
     "layers",
     "masks",
     "plot",
+    "preset_table",
     "record_attention",
     "tokenizer",
 ]

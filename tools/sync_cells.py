@@ -21,6 +21,8 @@ MARK = "# The package's own source: "
 SETUP = """\
 import optbook  # first: it chooses Keras's JAX backend and keeps TensorFlow away
 
+from pathlib import Path
+
 import jax
 import keras
 import keras_hub

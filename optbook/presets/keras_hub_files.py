@@ -1,4 +1,4 @@
-"""Presets: what exists, where it lies, and how KerasHub's preset folders are read and written."""
+"""KerasHub's preset folders, read and written a layer at a time."""
 
 import contextlib
 import json
@@ -12,24 +12,6 @@ import ml_dtypes
 
 from optbook._files import replace_text
 
-ASSETS = Path(__file__).parent / "assets"
-
-# Trained by tools/train_presets.py and shipped inside the package.
-EMBEDDED = {
-    "optbook_700k_en": "2 layers, trained on public-domain English for this book; the default of every chapter.",
-    "optbook_4m_en": "4 layers, twice as wide, grown from the first and trained on a little; clearer heads.",
-}
-DEFAULT = "optbook_700k_en"
-
-# Published presets: layers, heads, hidden_dim. All have 50272 embedding rows, 2048 positions and an
-# intermediate_dim of 4 × hidden_dim.
-PUBLISHED = {
-    "opt_125m_en": (12, 12, 768),
-    "opt_1.3b_en": (24, 32, 2048),
-    "opt_2.7b_en": (32, 32, 2560),
-    "opt_6.7b_en": (32, 32, 4096),
-}
-
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
     "class_name": "OPTBackbone",
@@ -38,55 +20,8 @@ KERAS_HUB_NAME = {
 OUR_NAME = "optbook>OPTBackbone"
 
 
-def all_presets():
-    """Every preset by name, embedded and published, with KerasHub's metadata layout."""
-    embedded = {
-        name: {"metadata": {"description": description, "path": "opt"}, "folder": str(ASSETS / name)}
-        for name, description in EMBEDDED.items()
-    }
-    return {**embedded, **keras_hub.models.OPTBackbone.presets}
-
-
-def parameter_count(vocabulary_size, num_layers, hidden_dim, intermediate_dim, max_sequence_length=2048, **_):
-    """Exactly how many numbers a backbone of these sizes holds; the number of heads and dropout do not matter."""
-    embeddings = (vocabulary_size + max_sequence_length) * hidden_dim
-    attention = 4 * (hidden_dim * hidden_dim + hidden_dim)
-    feedforward = 2 * hidden_dim * intermediate_dim + intermediate_dim + hidden_dim
-    layer_norm = 2 * hidden_dim
-    return embeddings + num_layers * (attention + feedforward + 2 * layer_norm) + layer_norm
-
-
-def preset_sizes(preset):
-    """The arguments that give a preset its size: from the table for a published one, else from its folder."""
-    if preset in PUBLISHED:
-        num_layers, num_heads, hidden_dim = PUBLISHED[preset]
-        sizes = dict(num_layers=num_layers, num_heads=num_heads, hidden_dim=hidden_dim, intermediate_dim=4 * hidden_dim)
-        return dict(vocabulary_size=50272, **sizes, max_sequence_length=2048)
-    config = read_config(preset_folder(preset))
-    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
-    return {name: config[name] for name in names}
-
-
-def preset_folder(preset):
-    """The folder of an embedded preset or a local one; one clear line for anything else."""
-    if preset in EMBEDDED:
-        return ASSETS / preset
-    folder = Path(preset)
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.is_dir():
-        raise ValueError(f"the folder {preset} is not a preset: it has no config.json.")
-    if preset in all_presets() or "://" in str(preset):
-        raise NotImplementedError(
-            f"{preset} would have to be downloaded, which this version cannot do yet; "
-            f"load a local preset folder or an embedded preset: {', '.join(EMBEDDED)}."
-        )
-    raise ValueError(f"no preset or folder is called {preset!r}; the names are {', '.join(all_presets())}.")
-
-
-def read_config(folder):
-    """The arguments of the backbone saved in a preset folder, KerasHub's or ours."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+def backbone_config(config, folder):
+    """The arguments of the backbone that a ``config.json`` describes, KerasHub's or ours."""
     name = config.get("registered_name")
     if name not in (KERAS_HUB_NAME["registered_name"], OUR_NAME):
         raise ValueError(
@@ -196,35 +131,3 @@ def save_backbone(backbone, folder):
 
 def write_json(path, content):
     replace_text(path, json.dumps(content, indent=4) + "\n")
-
-
-def tokenizer(preset=DEFAULT):
-    """KerasHub's OPTTokenizer with a preset's vocabulary: start and end token 2, padding 1.
-
-    ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model.
-    """
-    folder = ASSETS / "opt_tokenizer" if preset == "opt" else preset_folder(preset) / "assets" / "tokenizer"
-    files = folder / "vocabulary.json", folder / "merges.txt"
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{preset} has no tokenizer: {file} is missing.")
-    return keras_hub.models.OPTTokenizer(*(str(file) for file in files))
-
-
-def causal_lm(preset=DEFAULT, sequence_length=None, **kwargs):
-    """``keras_hub.models.OPTCausalLM`` around our backbone: generate, fit, LoRA and samplers as KerasHub has them.
-
-    Parameters
-    ----------
-    preset : str or path
-        As for ``OPTBackbone.from_preset``, to which ``kwargs`` go too.
-    sequence_length : int, optional
-        Length to which the preprocessor pads and cuts; the backbone's ``max_sequence_length`` when left out.
-    """
-    from optbook.backbone import OPTBackbone
-
-    backbone = OPTBackbone.from_preset(preset, **kwargs)
-    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(
-        tokenizer(preset), sequence_length=sequence_length or backbone.max_sequence_length
-    )
-    return keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)

@@ -1,0 +1,40 @@
+"""Presets: what exists, where it lies, and how it is read and written."""
+
+from optbook.presets.keras_hub_files import save_backbone, write_json
+from optbook.presets.loading import (
+    causal_lm,
+    load_weights,
+    preset_config,
+    preset_folder,
+    preset_sizes,
+    read_config,
+    tokenizer,
+)
+from optbook.presets.table import (
+    ASSETS,
+    DEFAULT,
+    EMBEDDED,
+    PUBLISHED,
+    all_presets,
+    parameter_count,
+    preset_table,
+)
+
+__all__ = [
+    "ASSETS",
+    "DEFAULT",
+    "EMBEDDED",
+    "PUBLISHED",
+    "all_presets",
+    "causal_lm",
+    "load_weights",
+    "parameter_count",
+    "preset_config",
+    "preset_folder",
+    "preset_sizes",
+    "preset_table",
+    "read_config",
+    "save_backbone",
+    "tokenizer",
+    "write_json",
+]

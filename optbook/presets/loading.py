@@ -1,0 +1,82 @@
+"""From what a preset is called to its folder, configuration, weights and tokenizer."""
+
+import json
+from pathlib import Path
+
+import keras_hub
+
+from optbook.presets import keras_hub_files
+from optbook.presets.table import ASSETS, DEFAULT, EMBEDDED, all_presets, published_config
+
+
+def preset_folder(preset):
+    """The folder of an embedded preset or a local one; one clear line for anything else."""
+    if preset in EMBEDDED:
+        return ASSETS / preset
+    folder = Path(preset)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise ValueError(f"the folder {preset} is not a preset: it has no config.json.")
+    if preset in all_presets() or "://" in str(preset):
+        raise NotImplementedError(
+            f"{preset} would have to be downloaded, which this version cannot do yet; "
+            f"load a local preset folder or an embedded preset: {', '.join(EMBEDDED)}."
+        )
+    raise ValueError(f"no preset or folder is called {preset!r}; the names are {', '.join(all_presets())}.")
+
+
+def read_config(folder):
+    """The arguments of the backbone saved in a preset folder."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return keras_hub_files.backbone_config(config, folder)
+
+
+def preset_config(preset):
+    """The arguments of a preset's backbone: from the table for a published one, else from its folder."""
+    return published_config(preset) or read_config(preset_folder(preset))
+
+
+def preset_sizes(preset):
+    """The arguments that give a preset its size."""
+    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+    config = preset_config(preset)
+    options = {name: config[name] for name in ("normalize_first", "embedding_dim") if name in config}
+    return {**{name: config[name] for name in names}, **options}
+
+
+def load_weights(backbone, folder):
+    """Gives the backbone the weights of a preset folder."""
+    keras_hub_files.load_weights(backbone, folder)
+
+
+def tokenizer(preset=DEFAULT):
+    """KerasHub's OPTTokenizer with a preset's vocabulary: start and end token 2, padding 1.
+
+    ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model.
+    """
+    folder = ASSETS / "opt_tokenizer" if preset == "opt" else preset_folder(preset) / "assets" / "tokenizer"
+    files = folder / "vocabulary.json", folder / "merges.txt"
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{preset} has no tokenizer: {file} is missing.")
+    return keras_hub.models.OPTTokenizer(*(str(file) for file in files))
+
+
+def causal_lm(preset=DEFAULT, sequence_length=None, **kwargs):
+    """``keras_hub.models.OPTCausalLM`` around our backbone: generate, fit, LoRA and samplers as KerasHub has them.
+
+    Parameters
+    ----------
+    preset : str or path
+        As for ``OPTBackbone.from_preset``, to which ``kwargs`` go too.
+    sequence_length : int, optional
+        Length to which the preprocessor pads and cuts; the backbone's ``max_sequence_length`` when left out.
+    """
+    from optbook.backbone import OPTBackbone
+
+    backbone = OPTBackbone.from_preset(preset, **kwargs)
+    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(
+        tokenizer(preset), sequence_length=sequence_length or backbone.max_sequence_length
+    )
+    return keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)
