@@ -1,11 +1,27 @@
 """How files are written: beside, then renamed, so that a stopped run leaves no half file."""
 
+import contextlib
+import json
 import os
 from pathlib import Path
 
 
-def replace_text(path, text):
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a path to write to, which takes the place of ``path`` when the block ends and goes if the block fails."""
     path = Path(path)
     partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_text(path, text):
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path, content):
+    replace_text(path, json.dumps(content, indent=4) + "\n")

@@ -33,6 +33,10 @@ class OPTBackbone(keras_hub.models.Backbone):
     positions_from_mask : bool
         Count positions over real tokens only, as Hugging Face does; matters under left padding. KerasHub counts
         from the left edge whatever the mask says, and so does the default here.
+    normalize_first : bool
+        False puts each layer's normalizations after the additions and leaves out the final one, as in OPT-350m.
+    embedding_dim : int, optional
+        Width of the token table where it is not ``hidden_dim``: 512 against 1024 in OPT-350m.
 
     Inputs are ``{"token_ids": …, "padding_mask": …}``, integers of shape (batch, T), the mask 1 for a real token and
     0 for padding. The output has shape (batch, T, hidden_dim).
@@ -54,8 +58,11 @@ class OPTBackbone(keras_hub.models.Backbone):
         max_sequence_length=2048,
         dtype=None,
         positions_from_mask=False,
+        normalize_first=True,
+        embedding_dim=None,
         **kwargs,
     ):
+        embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
         check_sizes(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -63,19 +70,25 @@ class OPTBackbone(keras_hub.models.Backbone):
             hidden_dim=hidden_dim,
             intermediate_dim=intermediate_dim,
             max_sequence_length=max_sequence_length,
+            embedding_dim=embedding_dim,
         )
         check_dropout(dropout)
 
         # === Layers ===
         self.embeddings = TokenAndPositionEmbedding(
-            vocabulary_size, max_sequence_length, hidden_dim, dtype=dtype, name="embeddings"
+            vocabulary_size, max_sequence_length, hidden_dim, embedding_dim, dtype=dtype, name="embeddings"
         )
         self.token_embedding = self.embeddings.token_embedding
         self.transformer_layers = [
-            DecoderLayer(intermediate_dim, num_heads, dropout, dtype=dtype, name=f"transformer_layer_{i}")
+            DecoderLayer(
+                intermediate_dim, num_heads, dropout, normalize_first, dtype=dtype, name=f"transformer_layer_{i}"
+            )
             for i in range(num_layers)
         ]
-        self.layer_norm = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="layer_norm")
+        if normalize_first:
+            self.layer_norm = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="layer_norm")
+        else:  # the last layer has normalized its output
+            self.layer_norm = layers.Identity(dtype=dtype, name="layer_norm")
 
         # === Functional model ===
         token_ids = keras.Input(shape=(None,), dtype="int32", name="token_ids")
@@ -99,6 +112,8 @@ class OPTBackbone(keras_hub.models.Backbone):
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout
         self.max_sequence_length = max_sequence_length
+        self.normalize_first = normalize_first
+        self.embedding_dim = embedding_dim
 
     presets = _Presets()
 
@@ -115,16 +130,18 @@ class OPTBackbone(keras_hub.models.Backbone):
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
-        """Builds the backbone of an embedded preset or a local preset folder, KerasHub's or ours.
+        """Builds the backbone of a preset, downloading what is needed and not there yet.
 
         Parameters
         ----------
         preset : str or path
-            A name out of ``OPTBackbone.presets`` or a folder with ``config.json`` and ``model.weights.h5``.
+            A name out of ``OPTBackbone.presets``; ``kaggle://owner/model/keras/variation`` or ``…/version``;
+            ``hf://owner/name``, of a KerasHub preset or of a ``transformers`` model such as
+            ``hf://facebook/opt-350m``; or a folder of either kind.
         load_weights : bool
-            False leaves the random initialization.
+            False leaves the random initialization, and for a published OPT asks no network.
         **kwargs
-            Override the folder's configuration, e.g. ``dropout=0.0``. A smaller ``max_sequence_length`` keeps the
+            Override the preset's configuration, e.g. ``dropout=0.0``. A smaller ``max_sequence_length`` keeps the
             first rows of the position table. Without ``dtype`` the weights are cast to Keras's default type,
             whatever type they were saved in, as KerasHub does.
 
@@ -132,16 +149,13 @@ class OPTBackbone(keras_hub.models.Backbone):
         ------
         ValueError, FileNotFoundError
             When there is no such preset, or its files do not fit the model.
-        NotImplementedError
-            For presets that would have to be downloaded.
         """
-        folder = preset_files.preset_folder(preset)
-        config = {**preset_files.read_config(folder), "dtype": None, **kwargs}
+        config = preset_files.preset_config(preset, **{"dtype": None, **kwargs})
         if not load_weights:
             return cls(**config)
         with weights_follow():
             backbone = cls(**config)
-        preset_files.load_weights(backbone, folder)
+        preset_files.load_weights(backbone, preset_files.preset_folder(preset))
         return backbone
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
@@ -157,6 +171,11 @@ class OPTBackbone(keras_hub.models.Backbone):
         config["intermediate_dim"] = self.intermediate_dim
         config["dropout"] = self.dropout
         config["max_sequence_length"] = self.max_sequence_length
-        if self.positions_from_mask:  # left out otherwise, so that KerasHub's class takes the config too
+        # What KerasHub's class does not know is left out unless it is used, so that it takes the config too.
+        if self.positions_from_mask:
             config["positions_from_mask"] = True
+        if not self.normalize_first:
+            config["normalize_first"] = False
+        if self.embedding_dim != self.hidden_dim:
+            config["embedding_dim"] = self.embedding_dim
         return config

@@ -3,10 +3,12 @@
 import contextlib
 import contextvars
 
+import jax
 import keras
 from keras import layers, ops
 
 from optbook import masks
+from optbook._arrays import aligned_zeros
 
 LAYER_NORM_EPSILON = 1e-5
 MASKED_SCORE = -1e30  # finite, so that a row with no allowed key stays finite; far below any real score
@@ -25,14 +27,59 @@ def weights_follow():
         _weights_follow.reset(token)
 
 
+class _ZerosNeverTouched(keras.initializers.Initializer):
+    """Zeros that the operating system has not handed out yet: on a CPU they take no time and no memory until read."""
+
+    def __call__(self, shape, dtype=None):
+        return jax.device_put(aligned_zeros(shape, dtype), may_alias=True)
+
+
 def opt_kernel_initializer(stddev=0.02):
     """A fresh initializer for each kernel: one shared instance would give equal values to equal shapes."""
-    return "zeros" if _weights_follow.get() else keras.initializers.TruncatedNormal(stddev=stddev)
+    return _ZerosNeverTouched() if _weights_follow.get() else keras.initializers.TruncatedNormal(stddev=stddev)
+
+
+@keras.saving.register_keras_serializable("optbook")
+class ProjectedEmbedding(layers.ReversibleEmbedding):
+    """OPT-350m's token table, narrower than its layers: a projection leads in, another leads out to the tied head.
+
+    Called on token ids of shape (batch, T) it gives (batch, T, hidden_dim); with ``reverse=True`` on hidden states of
+    that shape, logits of shape (batch, T, vocabulary_size).
+    """
+
+    def __init__(self, vocabulary_size, embedding_dim, hidden_dim, **kwargs):
+        super().__init__(vocabulary_size, embedding_dim, **kwargs)
+        self.hidden_dim = hidden_dim
+        self.project_in = self._projection(hidden_dim, "project_in")
+        self.project_out = self._projection(embedding_dim, "project_out")
+
+    def _projection(self, units, name):
+        return layers.Dense(
+            units, use_bias=False, kernel_initializer=opt_kernel_initializer(), dtype=self.dtype_policy, name=name
+        )
+
+    def build(self, inputs_shape=None):
+        super().build(inputs_shape)
+        self.project_in.build((None, self.output_dim))
+        self.project_out.build((None, self.hidden_dim))
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            return super().call(self.project_out(inputs), reverse=True)
+        return self.project_in(super().call(inputs))
+
+    def get_config(self):
+        config = super().get_config()
+        for key, name in (("vocabulary_size", "input_dim"), ("embedding_dim", "output_dim")):
+            config[key] = config.pop(name)
+        return {**config, "hidden_dim": self.hidden_dim}
 
 
 @keras.saving.register_keras_serializable("optbook")
 class TokenAndPositionEmbedding(layers.Layer):
     """Adds a learned vector for what a token is to a learned vector for where it stands.
+
+    ``embedding_dim`` is the width of both; with a narrower ``token_embedding_dim`` the token's vector is projected.
 
     Call arguments
     --------------
@@ -46,18 +93,17 @@ class TokenAndPositionEmbedding(layers.Layer):
     Returns a float tensor of shape (batch, T, embedding_dim).
     """
 
-    def __init__(self, vocabulary_size, sequence_length, embedding_dim, **kwargs):
+    def __init__(self, vocabulary_size, sequence_length, embedding_dim, token_embedding_dim=None, **kwargs):
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.sequence_length = sequence_length
         self.embedding_dim = embedding_dim
-        self.token_embedding = layers.ReversibleEmbedding(
-            vocabulary_size,
-            embedding_dim,
-            embeddings_initializer=opt_kernel_initializer(),
-            dtype=self.dtype_policy,
-            name="token_embedding",
-        )
+        self.token_embedding_dim = token_embedding_dim
+        table = dict(embeddings_initializer=opt_kernel_initializer(), dtype=self.dtype_policy, name="token_embedding")
+        if token_embedding_dim in (None, embedding_dim):
+            self.token_embedding = layers.ReversibleEmbedding(vocabulary_size, embedding_dim, **table)
+        else:
+            self.token_embedding = ProjectedEmbedding(vocabulary_size, token_embedding_dim, embedding_dim, **table)
         self.position_embedding = layers.Embedding(
             sequence_length,
             embedding_dim,
@@ -81,6 +127,7 @@ class TokenAndPositionEmbedding(layers.Layer):
         config["vocabulary_size"] = self.vocabulary_size
         config["sequence_length"] = self.sequence_length
         config["embedding_dim"] = self.embedding_dim
+        config["token_embedding_dim"] = self.token_embedding_dim
         return config
 
 
@@ -183,7 +230,10 @@ class CausalSelfAttention(layers.Layer):
 
 @keras.saving.register_keras_serializable("optbook")
 class DecoderLayer(layers.Layer):
-    """One OPT decoder layer: pre-norm attention and pre-norm feed-forward, each added to the residual stream.
+    """One OPT decoder layer: attention, then feed-forward, each added to the residual stream.
+
+    Each reads a normalized copy of the stream; with ``normalize_first=False``, as in OPT-350m, it reads the stream
+    itself, and what is normalized is the stream after the addition.
 
     Call arguments
     --------------
@@ -198,11 +248,12 @@ class DecoderLayer(layers.Layer):
     Returns the new sequence, shaped as the old; then the scores, if asked for; then the new cache, if one was given.
     """
 
-    def __init__(self, intermediate_dim, num_heads, dropout=0.0, **kwargs):
+    def __init__(self, intermediate_dim, num_heads, dropout=0.0, normalize_first=True, **kwargs):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         self.num_heads = num_heads
         self.dropout = dropout
+        self.normalize_first = normalize_first
 
     def build(self, input_shape):
         hidden_dim = input_shape[-1]
@@ -251,7 +302,7 @@ class DecoderLayer(layers.Layer):
 
         residual = decoder_sequence
         attended = self.self_attention(
-            self.self_attention_layer_norm(residual),
+            self.self_attention_layer_norm(residual) if self.normalize_first else residual,
             attention_mask=mask,
             cache=self_attention_cache,
             cache_update_index=self_attention_cache_update_index,
@@ -260,10 +311,14 @@ class DecoderLayer(layers.Layer):
         )
         attended, *extras = attended if isinstance(attended, tuple) else (attended,)
         residual = residual + self.dropout_layer(attended, training=training)
+        if not self.normalize_first:
+            residual = self.self_attention_layer_norm(residual)
 
-        x = self.feedforward_intermediate_dense(self.feedforward_layer_norm(residual))
-        x = self.feedforward_output_dense(x)
+        x = self.feedforward_layer_norm(residual) if self.normalize_first else residual
+        x = self.feedforward_output_dense(self.feedforward_intermediate_dense(x))
         outputs = residual + self.dropout_layer(x, training=training)
+        if not self.normalize_first:
+            outputs = self.feedforward_layer_norm(outputs)
         return (outputs, *extras) if extras else outputs
 
     def get_config(self):
@@ -271,4 +326,5 @@ class DecoderLayer(layers.Layer):
         config["intermediate_dim"] = self.intermediate_dim
         config["num_heads"] = self.num_heads
         config["dropout"] = self.dropout
+        config["normalize_first"] = self.normalize_first
         return config

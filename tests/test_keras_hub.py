@@ -65,10 +65,13 @@ def assert_gradients_close(ours, theirs, tolerance=1e-5):
 # Signature, configuration, weights
 
 
+OUR_OPTIONS = {"positions_from_mask": False, "normalize_first": True, "embedding_dim": None}
+
+
 def parameters(function):
     found = inspect.signature(function).parameters
     return [
-        (name, parameter.kind, parameter.default) for name, parameter in found.items() if name != "positions_from_mask"
+        (name, parameter.kind, parameter.default) for name, parameter in found.items() if name not in OUR_OPTIONS
     ]
 
 
@@ -78,8 +81,9 @@ def test_signatures_and_defaults_are_keras_hubs(method):
     assert parameters(ours) == parameters(theirs)
 
 
-def test_our_one_option_is_off_by_default():
-    assert inspect.signature(optbook.OPTBackbone).parameters["positions_from_mask"].default is False
+def test_our_options_are_off_by_default():
+    found = inspect.signature(optbook.OPTBackbone).parameters
+    assert {name: found[name].default for name in OUR_OPTIONS} == OUR_OPTIONS
 
 
 def test_presets_are_the_published_ones_and_the_embedded_ones():

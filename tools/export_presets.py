@@ -17,6 +17,7 @@ import tokenizers
 
 import optbook
 from optbook import presets
+from optbook._files import write_json
 
 
 def write_tokenizer(bpe_file, folder):
@@ -43,7 +44,7 @@ def main(name, keep, training):
     presets.save_backbone(backbone, folder)
     config = json.loads((folder / "config.json").read_text())
     config["config"]["dtype"] = "float32"  # stored in float16, computed in float32 unless asked otherwise
-    presets.write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     write_tokenizer(run / "bpe.json", folder / "assets" / "tokenizer")
     tokenizer_config = {
         "module": "keras_hub.src.models.opt.opt_tokenizer",
@@ -51,7 +52,7 @@ def main(name, keep, training):
         "config": {"name": "opt_tokenizer", "trainable": True, "dtype": "int32", "config_file": "tokenizer.json"},
         "registered_name": "keras_hub>OPTTokenizer",
     }
-    presets.write_json(folder / "tokenizer.json", tokenizer_config)
+    write_json(folder / "tokenizer.json", tokenizer_config)
     early = folder / "training"
     early.mkdir(exist_ok=True)
     lines = ["  " + json.dumps(line) for line in progress["history"]]

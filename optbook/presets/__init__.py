@@ -1,6 +1,7 @@
 """Presets: what exists, where it lies, and how it is read and written."""
 
-from optbook.presets.keras_hub_files import save_backbone, write_json
+from optbook.presets.hugging_face_files import export
+from optbook.presets.keras_hub_files import save_backbone
 from optbook.presets.loading import (
     causal_lm,
     load_weights,
@@ -27,6 +28,7 @@ __all__ = [
     "PUBLISHED",
     "all_presets",
     "causal_lm",
+    "export",
     "load_weights",
     "parameter_count",
     "preset_config",
@@ -36,5 +38,4 @@ __all__ = [
     "read_config",
     "save_backbone",
     "tokenizer",
-    "write_json",
 ]

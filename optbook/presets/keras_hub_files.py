@@ -1,16 +1,19 @@
 """KerasHub's preset folders, read and written a layer at a time."""
 
 import contextlib
+import functools
 import json
-import os
 from pathlib import Path
 
 import h5py
 import keras
 import keras_hub
 import ml_dtypes
+import numpy as np
 
-from optbook._files import replace_text
+from optbook._arrays import aligned_empty
+from optbook._files import replacing, write_json
+from optbook.presets._pieces import Piece
 
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
@@ -18,6 +21,7 @@ KERAS_HUB_NAME = {
     "registered_name": "keras_hub>OPTBackbone",
 }
 OUR_NAME = "optbook>OPTBackbone"
+OUR_OPTIONS = {"positions_from_mask", "normalize_first", "embedding_dim"}  # in a config only when they are used
 
 
 def backbone_config(config, folder):
@@ -31,9 +35,16 @@ def backbone_config(config, folder):
 
 
 def _keras_hub_paths(backbone):
-    """Where KerasHub keeps the variables of each of our layers, in its `model.weights.h5`."""
-    yield "layers/token_and_position_embedding/token_embedding", backbone.embeddings.token_embedding
-    yield "layers/token_and_position_embedding/position_embedding", backbone.embeddings.position_embedding
+    """Where KerasHub keeps the variables of each of our layers, in its `model.weights.h5`.
+
+    What KerasHub has no place for, the projections of OPT-350m, goes below the token embedding.
+    """
+    root = "layers/token_and_position_embedding"
+    yield f"{root}/token_embedding", backbone.token_embedding
+    if backbone.embedding_dim != backbone.hidden_dim:
+        for name in ("project_in", "project_out"):
+            yield f"{root}/token_embedding/{name}", getattr(backbone.token_embedding, name)
+    yield f"{root}/position_embedding", backbone.embeddings.position_embedding
     for index, layer in enumerate(backbone.transformer_layers):
         root = "layers/transformer_decoder" + (f"_{index}" if index else "")
         for name in ("query_dense", "key_dense", "value_dense", "output_dense"):
@@ -45,11 +56,12 @@ def _keras_hub_paths(backbone):
             "feedforward_layer_norm",
         ):
             yield f"{root}/_{name}", getattr(layer, name)
-    yield "layers/layer_normalization", backbone.layer_norm
+    if backbone.normalize_first:
+        yield "layers/layer_normalization", backbone.layer_norm
 
 
-def load_weights(backbone, folder):
-    """Reads `model.weights.h5`, or the shards that `model.weights.json` names, one layer at a time."""
+def pieces(backbone, folder):
+    """Every variable of the backbone with its place in `model.weights.h5`, or in the shards of `model.weights.json`."""
     folder = Path(folder)
     index_file = folder / "model.weights.json"
     shards = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"] if index_file.exists() else {}
@@ -57,6 +69,7 @@ def load_weights(backbone, folder):
         opened = {}
 
         def group(path):
+            """The arrays below a path, each with the file it is in; a sharded group may lie in several."""
             names = shards.get(f"/{path}/vars", "model.weights.h5")
             merged = {}
             for name in [names] if isinstance(names, str) else names:
@@ -66,28 +79,31 @@ def load_weights(backbone, folder):
                     opened[name] = stack.enter_context(h5py.File(folder / name, "r"))
                 # Files written by early Keras 3 call the projections _query_dense and so on.
                 for candidate in (path, path.replace("_layer/", "_layer/_")):
-                    merged.update(opened[name].get(f"{candidate}/vars", {}))
+                    found = opened[name].get(f"{candidate}/vars", {})
+                    merged.update({key: (folder / name, dataset) for key, dataset in found.items()})
             return merged
 
         for path, layer in _keras_hub_paths(backbone):
-            variables = group(path)
-            if len(variables) != len(layer.weights):
-                raise ValueError(
-                    f"{folder}: {path} holds {len(variables)} arrays where {len(layer.weights)} are needed."
-                )
-            rows = None  # all of them, but the first ones of a position table that was asked to be shorter
-            if layer is backbone.embeddings.position_embedding:
-                rows = backbone.max_sequence_length
-            for key, variable in zip(sorted(variables), layer.weights):
-                found = variables[key].shape
-                if (min(found[0], rows or found[0]), *found[1:]) != tuple(variable.shape):
-                    raise ValueError(f"{folder}: {path} has shape {found} where the model has {tuple(variable.shape)}.")
-            layer.load_own_variables({key: _read(dataset, rows) for key, dataset in variables.items()})
+            datasets = group(path)
+            variables = [layer.embeddings] if hasattr(layer, "embeddings") else layer.weights
+            if len(datasets) != len(variables):
+                raise ValueError(f"{folder}: {path} holds {len(datasets)} arrays where {len(variables)} are needed.")
+            for key, variable in zip(sorted(datasets), variables):
+                file, dataset = datasets[key]
+                rows = dataset.shape[0]
+                if path.endswith("position_embedding"):  # the first rows are kept of a table asked to be shorter
+                    rows = min(rows, backbone.max_sequence_length)
+                if (rows, *dataset.shape[1:]) != tuple(variable.shape):
+                    raise ValueError(
+                        f"{folder}: {path} has shape {dataset.shape} where the model has {tuple(variable.shape)}."
+                    )
+                yield Piece(variable, file, functools.partial(_read, dataset, rows))
 
 
-def _read(dataset, rows=None):
-    """One array of an HDF5 file, or its first rows, in the type it was saved from."""
-    array = dataset[:rows]
+def _read(dataset, rows):
+    """The first rows of an HDF5 array, in the type it was saved from."""
+    array = aligned_empty((rows, *dataset.shape[1:]), dataset.dtype)
+    dataset.read_direct(array, np.s_[:rows])
     return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
 
 
@@ -98,7 +114,7 @@ def save_backbone(backbone, folder):
     config = keras.saving.serialize_keras_object(backbone)
     for key in ("build_config", "compile_config"):
         config.pop(key, None)
-    if not backbone.positions_from_mask:  # KerasHub's class has no such option: then the folder stays ours
+    if not set(config["config"]) & OUR_OPTIONS:  # else the folder stays ours
         config.update(KERAS_HUB_NAME)
     metadata = {
         "keras_version": keras.__version__,
@@ -106,8 +122,7 @@ def save_backbone(backbone, folder):
         "parameter_count": backbone.count_params(),
         "tasks": ["CausalLM"],
     }
-    partial = folder / "model.weights.partial.h5"
-    with h5py.File(partial, "w") as file:
+    with replacing(folder / "model.weights.h5") as partial, h5py.File(partial, "w") as file:
         file.create_group("vars")
         for path, layer in _keras_hub_paths(backbone):
             variables = {}
@@ -117,7 +132,6 @@ def save_backbone(backbone, folder):
                 dataset = file.create_dataset(f"{path}/vars/{key}", data=value)
                 if value.dtype.name == "bfloat16":  # HDF5 has no such type; Keras marks it like this
                     dataset.attrs["dtype"] = "bfloat16"
-    os.replace(partial, folder / "model.weights.h5")
     write_json(folder / "metadata.json", metadata)
     write_json(folder / "config.json", config)
     # OPTCausalLM.save_to_preset has just written task.json, with the backbone's config inside.
@@ -127,7 +141,3 @@ def save_backbone(backbone, folder):
         if task["config"].get("backbone", {}).get("registered_name") == OUR_NAME:
             task["config"]["backbone"].update({key: config[key] for key in KERAS_HUB_NAME})
             write_json(task_file, task)
-
-
-def write_json(path, content):
-    replace_text(path, json.dumps(content, indent=4) + "\n")

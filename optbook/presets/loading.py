@@ -5,12 +5,16 @@ from pathlib import Path
 
 import keras_hub
 
-from optbook.presets import keras_hub_files
+from optbook.presets import _pieces, hubs, hugging_face_files, keras_hub_files
 from optbook.presets.table import ASSETS, DEFAULT, EMBEDDED, all_presets, published_config
 
 
-def preset_folder(preset):
-    """The folder of an embedded preset or a local one; one clear line for anything else."""
+def preset_folder(preset, weights=True, tokenizer=False):
+    """The folder of an embedded, local or published preset; one clear line for anything else.
+
+    What a published one lacks in the cache is downloaded: its config, its weights if asked for, and its tokenizer,
+    which is missed only if asked for.
+    """
     if preset in EMBEDDED:
         return ASSETS / preset
     folder = Path(preset)
@@ -18,23 +22,35 @@ def preset_folder(preset):
         return folder
     if folder.is_dir():
         raise ValueError(f"the folder {preset} is not a preset: it has no config.json.")
-    if preset in all_presets() or "://" in str(preset):
-        raise NotImplementedError(
-            f"{preset} would have to be downloaded, which this version cannot do yet; "
-            f"load a local preset folder or an embedded preset: {', '.join(EMBEDDED)}."
-        )
-    raise ValueError(f"no preset or folder is called {preset!r}; the names are {', '.join(all_presets())}.")
+    if hubs.is_handle(preset):
+        return hubs.download(preset, weights=weights, tokenizer=tokenizer)
+    raise ValueError(
+        f"no preset or folder is called {preset!r}; the names are {', '.join(all_presets())}, and handles of others "
+        "begin with kaggle:// or hf://."
+    )
 
 
 def read_config(folder):
-    """The arguments of the backbone saved in a preset folder."""
+    """The arguments of the backbone saved in a preset folder, KerasHub's, ours or Hugging Face's."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return keras_hub_files.backbone_config(config, folder)
+    return _files_of(config).backbone_config(config, folder)
 
 
-def preset_config(preset):
-    """The arguments of a preset's backbone: from the table for a published one, else from its folder."""
-    return published_config(preset) or read_config(preset_folder(preset))
+def _files_of(config):
+    return hugging_face_files if hugging_face_files.is_hugging_face(config) else keras_hub_files
+
+
+def preset_config(preset, **overrides):
+    """The arguments of a preset's backbone: from the table for a published one, else from its folder.
+
+    ``overrides`` replace some; a position table longer than the trained one is refused.
+    """
+    config = published_config(preset) or read_config(preset_folder(preset, weights=False))
+    trained = config["max_sequence_length"]
+    asked = overrides.get("max_sequence_length", trained)
+    if isinstance(asked, int) and asked > trained:
+        raise ValueError(f"{preset} has {trained} trained positions; max_sequence_length cannot be {asked}.")
+    return {**config, **overrides}
 
 
 def preset_sizes(preset):
@@ -46,16 +62,24 @@ def preset_sizes(preset):
 
 
 def load_weights(backbone, folder):
-    """Gives the backbone the weights of a preset folder."""
-    keras_hub_files.load_weights(backbone, folder)
+    """Gives the backbone the weights of a preset folder, one array at a time."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    _pieces.assign(_files_of(config).pieces(backbone, folder))
 
 
 def tokenizer(preset=DEFAULT):
     """KerasHub's OPTTokenizer with a preset's vocabulary: start and end token 2, padding 1.
 
-    ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model.
+    ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model. A folder may be KerasHub's,
+    ours or Hugging Face's.
     """
-    folder = ASSETS / "opt_tokenizer" if preset == "opt" else preset_folder(preset) / "assets" / "tokenizer"
+    if preset == "opt":
+        folder = ASSETS / "opt_tokenizer"
+    else:
+        folder = preset_folder(preset, weights=False, tokenizer=True)
+        if hugging_face_files.is_hugging_face(json.loads((folder / "config.json").read_text(encoding="utf-8"))):
+            return keras_hub.models.OPTTokenizer(*hugging_face_files.tokenizer_vocabulary(folder))
+        folder = folder / "assets" / "tokenizer"
     files = folder / "vocabulary.json", folder / "merges.txt"
     for file in files:
         if not file.is_file():

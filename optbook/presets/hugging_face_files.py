@@ -1,0 +1,249 @@
+"""Hugging Face's OPT folders, read and written a tensor at a time."""
+
+import functools
+import json
+import math
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import safetensors.numpy
+
+from optbook._files import replacing, write_json
+from optbook.presets._pieces import Piece
+from optbook.presets.checkpoints import open_checkpoint
+
+POSITION_OFFSET = 2  # rows of Hugging Face's position table that belong to padding
+SHARD_BYTES = 1_000_000_000
+
+# The values of Hugging Face's OPTConfig that a config.json may leave out, and what ours calls them.
+CONFIG = {
+    "vocabulary_size": ("vocab_size", 50272),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "hidden_dim": ("hidden_size", 768),
+    "intermediate_dim": ("ffn_dim", 3072),
+    "dropout": ("dropout", 0.1),
+    "max_sequence_length": ("max_position_embeddings", 2048),
+    "normalize_first": ("do_layer_norm_before", True),
+    "embedding_dim": ("word_embed_proj_dim", None),
+}
+# What every OPT has; a model that differs is another architecture.
+FIXED = {
+    "activation_function": "relu",
+    "enable_bias": True,
+    "layer_norm_elementwise_affine": True,
+    "tie_word_embeddings": True,
+}
+
+
+def is_hugging_face(config):
+    return "model_type" in config
+
+
+def backbone_config(config, folder):
+    """The arguments of the backbone that Hugging Face's ``config.json`` describes."""
+    if config["model_type"] != "opt":
+        raise ValueError(f"{folder} holds a model of type {config['model_type']!r}, not an OPT.")
+    for name, value in FIXED.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{folder}: {name} must be {value!r} in an OPT, but its config.json has {config[name]!r}.")
+    arguments = {ours: config.get(name, default) for ours, (name, default) in CONFIG.items()}
+    if config.get("_remove_final_layer_norm", False) and arguments["normalize_first"]:
+        raise ValueError(
+            f"{folder} is a very old checkpoint without final_layer_norm.weight, which OPT needs; "
+            "download a current one."
+        )
+    return arguments
+
+
+def _layout(backbone):
+    """Hugging Face's name, without the prefix, and the shape there of each of our variables."""
+
+    def dense(name, layer, inputs):
+        yield f"{name}.weight", layer.kernel, (math.prod(layer.kernel.shape) // inputs, inputs)
+        if layer.bias is not None:
+            yield f"{name}.bias", layer.bias, (math.prod(layer.bias.shape),)
+
+    def norm(name, layer):
+        yield f"{name}.weight", layer.gamma, layer.gamma.shape
+        yield f"{name}.bias", layer.beta, layer.beta.shape
+
+    token_table, position_table = backbone.token_embedding, backbone.embeddings.position_embedding
+    yield "embed_tokens.weight", token_table.embeddings, token_table.embeddings.shape
+    rows, width = position_table.embeddings.shape
+    yield "embed_positions.weight", position_table.embeddings, (rows + POSITION_OFFSET, width)
+    if backbone.embedding_dim != backbone.hidden_dim:
+        yield from dense("project_in", token_table.project_in, backbone.embedding_dim)
+        yield from dense("project_out", token_table.project_out, backbone.hidden_dim)
+    for index, layer in enumerate(backbone.transformer_layers):
+        root, attention = f"layers.{index}", layer.self_attention
+        yield from dense(f"{root}.self_attn.q_proj", attention.query_dense, backbone.hidden_dim)
+        yield from dense(f"{root}.self_attn.k_proj", attention.key_dense, backbone.hidden_dim)
+        yield from dense(f"{root}.self_attn.v_proj", attention.value_dense, backbone.hidden_dim)
+        yield from dense(f"{root}.self_attn.out_proj", attention.output_dense, backbone.hidden_dim)
+        yield from norm(f"{root}.self_attn_layer_norm", layer.self_attention_layer_norm)
+        yield from dense(f"{root}.fc1", layer.feedforward_intermediate_dense, backbone.hidden_dim)
+        yield from dense(f"{root}.fc2", layer.feedforward_output_dense, backbone.intermediate_dim)
+        yield from norm(f"{root}.final_layer_norm", layer.feedforward_layer_norm)
+    if backbone.normalize_first:
+        yield from norm("final_layer_norm", backbone.layer_norm)
+
+
+def _is_kernel(name):
+    return name.endswith(("_proj.weight", "fc1.weight", "fc2.weight", "project_in.weight", "project_out.weight"))
+
+
+def pieces(backbone, folder):
+    """Every variable of the backbone with its tensor in the folder's weight files.
+
+    Raises
+    ------
+    ValueError
+        Naming the tensors that are missing, that have another shape, and that no OPT has; and where the output head is
+        not the token table.
+    """
+    folder = Path(folder)
+    with open_checkpoint(folder) as tensors:
+        tensors = {_without_prefix(name): tensor for name, tensor in tensors.items()}
+        head = tensors.pop("lm_head.weight", None)
+        layout = {name: (variable, tuple(shape)) for name, variable, shape in _layout(backbone)}
+        _compare_names(folder, tensors, layout, backbone)
+        if head is not None:
+            _check_tied(folder, head, tensors["embed_tokens.weight"])
+        for name, (variable, _) in layout.items():
+            read = tensors[name].read
+            if name == "embed_positions.weight":
+                read = functools.partial(_read_positions, read, variable.shape[0])
+            yield Piece(variable, folder / tensors[name].file, read, transposed=_is_kernel(name))
+
+
+def _without_prefix(name):
+    """Checkpoints differ in what stands before a name: nothing, ``decoder.`` or ``model.decoder.``."""
+    return name.removeprefix("model.").removeprefix("decoder.")
+
+
+def _compare_names(folder, tensors, layout, backbone):
+    problems = []
+    if missing := [name for name in layout if name not in tensors]:
+        problems.append(f"missing: {_some(missing)}")
+    if unused := [name for name in tensors if name not in layout and name != "version"]:  # fairseq's, a number
+        problems.append(f"not part of this OPT: {_some(unused)}")
+    misshapen = []
+    for name, (_, shape) in layout.items():
+        found = tuple(tensors[name].shape) if name in tensors else shape
+        # A position table that was asked to be shorter takes the first rows.
+        fits = found[0] >= shape[0] and found[1:] == shape[1:] if name == "embed_positions.weight" else found == shape
+        if not fits:
+            misshapen.append(f"{name} is {found}, not {shape}")
+    if misshapen:
+        problems.append(f"of another shape: {_some(misshapen)}")
+    if problems:
+        raise ValueError(f"{folder} does not fit an OPT of {backbone.num_layers} layers; {'; '.join(problems)}.")
+
+
+def _some(names, most=4):
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _read_positions(read, rows):
+    return read()[POSITION_OFFSET : POSITION_OFFSET + rows]
+
+
+def _check_tied(folder, head, table):
+    if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
+        raise ValueError(
+            f"{folder}: lm_head.weight differs from embed_tokens.weight, but an OPT's output head is tied."
+        )
+
+
+def tokenizer_vocabulary(folder):
+    """The vocabulary, a dict from token to id, and the list of merges of a Hugging Face folder."""
+    folder = Path(folder)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        return vocabulary, [line for line in lines if line and not line.startswith("#version")]
+    if (folder / "tokenizer.json").is_file():
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+        return {**content["model"]["vocab"], **added}, merges
+    raise FileNotFoundError(f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json.")
+
+
+def export(model, folder):
+    """Writes a folder that ``transformers`` loads with the same logits: config, safetensors and tokenizer.
+
+    Parameters
+    ----------
+    model : OPTBackbone or keras_hub.models.OPTCausalLM around one
+        Only the latter brings a tokenizer to be written.
+    folder : str or path
+        Weights of more than 1 GB go into several files, so that no second copy of a large model is held.
+
+    Raises
+    ------
+    TypeError
+        For a backbone that is not ours.
+    """
+    backbone = getattr(model, "backbone", model)
+    if not hasattr(backbone, "embedding_dim"):
+        raise TypeError(f"export takes an optbook.OPTBackbone or a task around one, not {type(model).__name__}.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if preprocessor := getattr(model, "preprocessor", None):
+        _write_tokenizer(preprocessor.tokenizer, folder)
+    _write_weights(backbone, folder)
+    arguments = backbone.get_config()
+    config = {theirs: arguments.get(ours, default) for ours, (theirs, default) in CONFIG.items()}
+    config["word_embed_proj_dim"] = backbone.embedding_dim
+    config |= {"model_type": "opt", "architectures": ["OPTForCausalLM"], "dtype": backbone.variable_dtype, **FIXED}
+    config |= {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2, "attention_dropout": 0.0}
+    write_json(folder / "config.json", config)
+
+
+def _write_weights(backbone, folder):
+    shards, room = [[]], SHARD_BYTES
+    for name, variable, shape in _layout(backbone):
+        size = math.prod(shape) * np.dtype(variable.dtype).itemsize
+        if shards[-1] and size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        room -= size
+        shards[-1].append((f"model.decoder.{name}", variable, shape))
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        several = len(shards) > 1
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if several else "model.safetensors"
+        tensors = {name: _to_hugging_face(name, variable, shape) for name, variable, shape in shard}
+        with replacing(folder / file) as partial:
+            partial.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        size = backbone.count_params() * np.dtype(backbone.variable_dtype).itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _to_hugging_face(name, variable, shape):
+    array = keras.ops.convert_to_numpy(variable)
+    if name.endswith("embed_positions.weight"):
+        return np.concatenate([np.zeros((POSITION_OFFSET, shape[1]), array.dtype), array])
+    return np.ascontiguousarray(array.reshape(shape[::-1]).T) if _is_kernel(name) else array.reshape(shape)
+
+
+def _write_tokenizer(tokenizer, folder):
+    tokenizer.save_assets(str(folder))
+    shutil.move(folder / "vocabulary.json", folder / "vocab.json")
+    special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
+    options = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_bos_token": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
+    write_json(folder / "tokenizer_config.json", {**options, **special})
+    write_json(folder / "special_tokens_map.json", special)

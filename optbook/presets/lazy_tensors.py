@@ -1,0 +1,118 @@
+"""Tensors that stay in their file until they are asked for."""
+
+import dataclasses
+import math
+import os
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from optbook._arrays import aligned_empty
+
+MOST_AXES = 64  # NumPy's limit
+
+
+class WeightFile:
+    """A file of weights, open for reading any range of its bytes into the caller's memory.
+
+    It is read and never mapped: the pages of a mapped file count as this process's memory while the mapping is open.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.file = open(self.path, "rb")  # noqa: SIM115 (__exit__ closes it)
+        self.size = os.fstat(self.file.fileno()).st_size
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def read_into(self, array, offset):
+        """Fills a C-contiguous array with the bytes that start at ``offset``."""
+        content = array.reshape(-1).view(np.uint8)
+        with self._lock:
+            self.file.seek(offset)
+            count = self.file.readinto(content)
+        if count < content.size:
+            raise ValueError(f"{self.path} is cut short: {content.size - count} bytes are missing; fetch it again.")
+
+    def read(self, size, offset):
+        """The ``size`` bytes that start at ``offset``."""
+        content = np.empty(size, np.uint8)
+        self.read_into(content, offset)
+        return content.tobytes()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyTensor:
+    """One tensor of a weight file.
+
+    Attributes
+    ----------
+    source : WeightFile
+    offset : int
+        Where in the file its first number starts, in bytes.
+    dtype : numpy.dtype
+        As stored.
+    shape : tuple of int
+    strides : tuple of int, optional
+        How many numbers the next index of each axis lies further on; C order when left out.
+    checksum : int
+        CRC-32 of its bytes where the file tells it, else 0.
+    """
+
+    source: WeightFile
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    checksum: int = 0
+
+    def __post_init__(self):
+        if len(self.shape) > MOST_AXES:
+            raise ValueError(f"it has a tensor of {len(self.shape)} axes, more than the {MOST_AXES} of NumPy.")
+
+    @property
+    def file(self):
+        """Name of its file, without the folder."""
+        return self.source.path.name
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span(self):
+        """How many numbers lie in the file from its first to its last."""
+        if self.strides is None or 0 in self.shape:
+            return math.prod(self.shape)
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
+
+    def read(self):
+        """A new C-contiguous array of ``shape`` and ``dtype`` that starts at a 64-byte aligned address.
+
+        Raises
+        ------
+        ValueError
+            When the file ends too early or the checksum does not fit.
+        """
+        numbers = aligned_empty((self.span,), self.dtype)
+        self.source.read_into(numbers, self.offset)
+        content = numbers.view(np.uint8)
+        if self.checksum and zlib.crc32(content) != self.checksum:
+            raise ValueError(f"{self.source.path} is damaged: a tensor does not have its checksum; fetch it again.")
+        if self.strides is None:
+            return numbers.reshape(self.shape)
+        # The stride of an axis with a single index means nothing, and may be any number.
+        steps = [stride * self.dtype.itemsize if size > 1 else 0 for size, stride in zip(self.shape, self.strides)]
+        view = np.ndarray(self.shape, self.dtype, content, strides=steps)
+        if view.flags.c_contiguous:
+            return numbers.reshape(self.shape)
+        ordered = aligned_empty(self.shape, self.dtype)
+        ordered[...] = view
+        return ordered
