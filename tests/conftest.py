@@ -4,12 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import INPUTS, make_golden_backbone, make_pair
+from small_models import INPUTS, make_pair, write_golden_folder
 
 # isort: split
 import keras  # after optbook, which chooses the backend
 
-GOLDEN = Path(__file__).parent / "golden" / "hf_opt.npz"
+import optbook
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Pictures are always compared with tests/baseline, as if ``--mpl`` had been given."""
+    config.option.mpl = True
 
 
 @pytest.fixture(scope="session", params=[0.1, 0.0], ids=["dropout", "no dropout"])
@@ -33,23 +41,29 @@ def inputs(request):
     return INPUTS[request.param]
 
 
-@pytest.fixture(scope="session")
-def golden():
-    """The arrays that tools/make_golden.py made."""
-    with np.load(GOLDEN) as file:
+@pytest.fixture(scope="session", params=["hf_opt", "hf_opt_350m"])
+def golden(request):
+    """The arrays that tools/make_golden.py made: an OPT as most sizes are, then one built like OPT-350m."""
+    with np.load(GOLDEN / f"{request.param}.npz") as file:
         return dict(file)
 
 
 @pytest.fixture(scope="session")
-def golden_backbone(golden):
-    """Our backbone with Hugging Face's weights, positions counted from the left edge as KerasHub does."""
-    return make_golden_backbone(golden)
+def golden_folder(golden, tmp_path_factory):
+    """The golden model as Hugging Face would save it."""
+    return write_golden_folder(golden, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="session")
-def golden_backbone_mask_positions(golden):
+def golden_backbone(golden_folder):
+    """Our backbone with Hugging Face's weights, positions counted from the left edge as KerasHub does."""
+    return optbook.OPTBackbone.from_preset(golden_folder)
+
+
+@pytest.fixture(scope="session")
+def golden_backbone_mask_positions(golden_folder):
     """The same with positions that follow the padding mask."""
-    return make_golden_backbone(golden, positions_from_mask=True)
+    return optbook.OPTBackbone.from_preset(golden_folder, positions_from_mask=True)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import optbook
 
 # isort: split
 import keras_hub  # after optbook, which keeps TensorFlow out of it
+import safetensors.numpy
 
 PAD = 1
 SIZES = dict(vocabulary_size=61, num_layers=3, num_heads=4, hidden_dim=32, intermediate_dim=64, max_sequence_length=24)
@@ -67,36 +68,10 @@ INPUTS = {
 }
 
 
-def load_hugging_face(backbone, weights):
-    """Hugging Face's weights into our backbone: kernels transposed, heads split, two position rows dropped."""
-    heads, hidden_dim = backbone.num_heads, backbone.hidden_dim
-    head_dim = hidden_dim // heads
-
-    def load(layer, name, kernel_shape=None, bias_shape=None):
-        kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        kernel = kernel.T if kernel_shape is None else kernel.T.reshape(kernel_shape)
-        layer.set_weights([kernel, bias if bias_shape is None else bias.reshape(bias_shape)])
-
-    backbone.embeddings.token_embedding.set_weights([weights["embed_tokens.weight"]])
-    backbone.embeddings.position_embedding.set_weights([weights["embed_positions.weight"][2:]])
-    for index, layer in enumerate(backbone.transformer_layers):
-        root = f"layers.{index}"
-        split = dict(kernel_shape=(hidden_dim, heads, head_dim), bias_shape=(heads, head_dim))
-        load(layer.self_attention.query_dense, f"{root}.self_attn.q_proj", **split)
-        load(layer.self_attention.key_dense, f"{root}.self_attn.k_proj", **split)
-        load(layer.self_attention.value_dense, f"{root}.self_attn.v_proj", **split)
-        load(layer.self_attention.output_dense, f"{root}.self_attn.out_proj", (heads, head_dim, hidden_dim))
-        load(layer.self_attention_layer_norm, f"{root}.self_attn_layer_norm")
-        load(layer.feedforward_intermediate_dense, f"{root}.fc1")
-        load(layer.feedforward_output_dense, f"{root}.fc2")
-        load(layer.feedforward_layer_norm, f"{root}.final_layer_norm")
-    load(backbone.layer_norm, "final_layer_norm")
-
-
-def make_golden_backbone(golden, **kwargs):
-    prefix = "weights/model.decoder."
-    weights = {name.removeprefix(prefix): array for name, array in golden.items() if name.startswith(prefix)}
-    sizes = dict(vocabulary_size=64, num_layers=3, num_heads=4, hidden_dim=32, intermediate_dim=64)
-    backbone = optbook.OPTBackbone(**sizes, max_sequence_length=24, **kwargs)
-    load_hugging_face(backbone, weights)
-    return backbone
+def write_golden_folder(golden, folder, rename=lambda name: name):
+    """The golden model's config.json and model.safetensors in float16, each tensor called ``rename`` of its name."""
+    prefix = "weights/"
+    tensors = {rename(name.removeprefix(prefix)): array for name, array in golden.items() if name.startswith(prefix)}
+    (folder / "config.json").write_text(str(golden["config"]))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from optbook.presets.lazy_tensors import LazyTensor, WeightFile
+from optbook.presets.lazy_tensors import MOST_AXES, LazyTensor, WeightFile
 from optbook.presets.torch_files import torch_tensors
 
 # The types of safetensors that NumPy has.
@@ -100,7 +100,7 @@ def _weight_map(index):
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise ValueError(f"{index}: weight_map must give each tensor the name of its file.")
     for shard in shard_of.values():
-        if Path(shard).name != shard or shard == "..":
+        if Path(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index} names {shard!r:.80}, but a shard must lie in the same folder.")
     return shard_of
 
@@ -118,10 +118,10 @@ def _safetensors(source):
             offset = LENGTH_BYTES + header_size
             for name in file.offset_keys():
                 description = file.get_slice(name)
-                dtype = description.get_dtype()
-                if dtype not in DTYPES:
-                    raise ValueError(f"{name!r:.80} is of type {dtype}, in which OPT is not published.")
-                tensors[name] = LazyTensor(source, offset, np.dtype(DTYPES[dtype]), tuple(description.get_shape()))
+                dtype, shape = description.get_dtype(), tuple(description.get_shape())
+                if dtype not in DTYPES or len(shape) > MOST_AXES:
+                    raise ValueError(f"{name!r:.80} is of type {dtype} and has {len(shape)} axes, unlike any of OPT's.")
+                tensors[name] = LazyTensor(source, offset, np.dtype(DTYPES[dtype]), shape)
                 offset += tensors[name].nbytes
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{source.path} cannot be read: {error!s:.300}") from error

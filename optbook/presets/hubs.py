@@ -20,9 +20,9 @@ import huggingface_hub
 import kagglehub
 import keras_hub
 import requests
-from filelock import FileLock
 from huggingface_hub import constants as hugging_face
 from huggingface_hub import errors as hugging_face_errors
+from huggingface_hub.utils import WeakFileLock
 from kagglehub.config import get_cache_folder as kaggle_cache_folder
 from kagglesdk import kaggle_env
 
@@ -184,10 +184,11 @@ def _read_json(file):
 class _Hub:
     """What the two hubs have in common: to be found, and to fail in one line.
 
-    A subclass sets ``url`` (asked for files), ``page`` (shown to people), ``folder`` (in the cache) and ``log_in``.
+    A subclass sets ``url`` (asked for files), ``page`` (shown to people), ``folder`` (in the cache),
+    ``cache_variable`` (which moves it) and ``log_in`` (advice).
     """
 
-    missing = "config.json"
+    missing = "config.json"  # or what is being fetched, for the message
 
     def __init__(self, preset):
         self.preset = preset
@@ -225,14 +226,15 @@ class _Hub:
             "not authorized": f"Correct or remove them: {self.log_in}; what is public needs none.",
             "forbidden": f"Accept its terms at {self.page}, and {self.log_in}.",
             "gated": f"Ask for access at {self.page}, then {self.log_in}.",
-            "disk full": f"Make room, or choose a larger place for the cache, which is now {self.folder}.",
+            "disk full": f"Make room, or set {self.cache_variable} to a roomier place than that of {self.folder}.",
             "hub error": "Load the preset again: what was downloaded completely is kept.",
         }[reason]
-        cache = f"; the cache {self.folder} has no complete {self.missing}" if elsewhere[1:] in advice else ""
+        cache = f"; the cache {self.folder} lacks {self.missing}" if elsewhere[1:] in advice else ""
         return PresetUnavailable(f"{self.preset} is not available ({reason}): {detail}{cache}. {advice}", reason)
 
 
 class _Kaggle(_Hub):
+    cache_variable = "KAGGLEHUB_CACHE"
     log_in = "put a token from https://www.kaggle.com/settings into the variable KAGGLE_API_TOKEN"
 
     def __init__(self, preset, model, version):
@@ -262,7 +264,7 @@ class _Kaggle(_Hub):
     def newest_cached(self, gather):
         if self.version is not None:
             return None
-        for version in sorted((int(path.name) for path in self.folder.glob("[1-9]*") if path.is_dir()), reverse=True):
+        for version in sorted((int(path.name) for path in self.folder.glob("*") if path.name.isdigit()), reverse=True):
             self.version = version
             folder, missing = gather(self.cached)
             if not missing:
@@ -271,10 +273,12 @@ class _Kaggle(_Hub):
         return None
 
     def fetch(self, name):
+        self.missing = name
         handle = self.model if self.version is None else f"{self.model}/{self.version}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # kagglehub writes straight into the file, so two processes must not download it at once.
-        with self.failing_in_one_line(), _requests_time_out(), FileLock(self.folder / ".lock"):
+        # kagglehub writes straight into the file, so two processes must not download it at once; Hugging Face's lock
+        # also serves file systems without locks.
+        with self.failing_in_one_line(), _requests_time_out(), WeakFileLock(self.folder / ".lock"):
             try:
                 return self.cached(name) or Path(kagglehub.model_download(handle, name))
             except requests.HTTPError as error:
@@ -300,6 +304,7 @@ def _requests_time_out():
 
 
 class _HuggingFace(_Hub):
+    cache_variable = "HF_HOME"
     log_in = "log in (hf auth login, or a token in the variable HF_TOKEN)"
 
     def __init__(self, preset, repository):
@@ -325,6 +330,7 @@ class _HuggingFace(_Hub):
     def fetch(self, name):
         if name not in self.names:
             return None
+        self.missing = name
         with self.failing_in_one_line():
             file = Path(huggingface_hub.hf_hub_download(self.repository, name, revision=self.revision))
         if name == "config.json":

@@ -1,6 +1,6 @@
 """Hugging Face's OPT folders, read and written a tensor at a time."""
 
-import functools
+import contextlib
 import json
 import math
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from optbook._files import replacing, write_json
-from optbook.presets._pieces import Piece
+from optbook.presets._pieces import ALL, Piece
 from optbook.presets.checkpoints import open_checkpoint
 
 POSITION_OFFSET = 2  # rows of Hugging Face's position table that belong to padding
@@ -58,7 +58,7 @@ def backbone_config(config, folder):
     return arguments
 
 
-def _layout(backbone):
+def tensor_layout(backbone):
     """Hugging Face's name, without the prefix, and the shape there of each of our variables."""
 
     def dense(name, layer, inputs):
@@ -95,8 +95,9 @@ def _is_kernel(name):
     return name.endswith(("_proj.weight", "fc1.weight", "fc2.weight", "project_in.weight", "project_out.weight"))
 
 
+@contextlib.contextmanager
 def pieces(backbone, folder):
-    """Every variable of the backbone with its tensor in the folder's weight files.
+    """Every variable of the backbone with its tensor in the folder's weight files, open while the context lasts.
 
     Raises
     ------
@@ -108,15 +109,16 @@ def pieces(backbone, folder):
     with open_checkpoint(folder) as tensors:
         tensors = {_without_prefix(name): tensor for name, tensor in tensors.items()}
         head = tensors.pop("lm_head.weight", None)
-        layout = {name: (variable, tuple(shape)) for name, variable, shape in _layout(backbone)}
+        layout = {name: (variable, tuple(shape)) for name, variable, shape in tensor_layout(backbone)}
         _compare_names(folder, tensors, layout, backbone)
         if head is not None:
             _check_tied(folder, head, tensors["embed_tokens.weight"])
+        found = []
         for name, (variable, _) in layout.items():
-            read = tensors[name].read
-            if name == "embed_positions.weight":
-                read = functools.partial(_read_positions, read, variable.shape[0])
-            yield Piece(variable, folder / tensors[name].file, read, transposed=_is_kernel(name))
+            positions = slice(POSITION_OFFSET, POSITION_OFFSET + variable.shape[0])
+            rows = positions if name == "embed_positions.weight" else ALL
+            found.append(Piece(variable, folder / tensors[name].file, tensors[name], rows, _is_kernel(name)))
+        yield found
 
 
 def _without_prefix(name):
@@ -148,11 +150,9 @@ def _some(names, most=4):
     return ", ".join(names[:most]) + more
 
 
-def _read_positions(read, rows):
-    return read()[POSITION_OFFSET : POSITION_OFFSET + rows]
-
-
 def _check_tied(folder, head, table):
+    if head.is_at(table):
+        return
     if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
         raise ValueError(
             f"{folder}: lm_head.weight differs from embed_tokens.weight, but an OPT's output head is tied."
@@ -195,19 +195,23 @@ def export(model, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if preprocessor := getattr(model, "preprocessor", None):
-        _write_tokenizer(preprocessor.tokenizer, folder)
+        write_tokenizer(preprocessor.tokenizer, folder)
     _write_weights(backbone, folder)
+    write_json(folder / "config.json", hugging_face_config(backbone))
+
+
+def hugging_face_config(backbone):
+    """What ``config.json`` says of a backbone."""
     arguments = backbone.get_config()
     config = {theirs: arguments.get(ours, default) for ours, (theirs, default) in CONFIG.items()}
     config["word_embed_proj_dim"] = backbone.embedding_dim
     config |= {"model_type": "opt", "architectures": ["OPTForCausalLM"], "dtype": backbone.variable_dtype, **FIXED}
-    config |= {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2, "attention_dropout": 0.0}
-    write_json(folder / "config.json", config)
+    return config | {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2, "attention_dropout": 0.0}
 
 
 def _write_weights(backbone, folder):
     shards, room = [[]], SHARD_BYTES
-    for name, variable, shape in _layout(backbone):
+    for name, variable, shape in tensor_layout(backbone):
         size = math.prod(shape) * np.dtype(variable.dtype).itemsize
         if shards[-1] and size > room:
             shards.append([])
@@ -218,7 +222,9 @@ def _write_weights(backbone, folder):
     for number, shard in enumerate(shards, 1):
         several = len(shards) > 1
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if several else "model.safetensors"
-        tensors = {name: _to_hugging_face(name, variable, shape) for name, variable, shape in shard}
+        tensors = {
+            name: to_hugging_face(name, keras.ops.convert_to_numpy(variable), shape) for name, variable, shape in shard
+        }
         with replacing(folder / file) as partial:
             partial.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
         weight_map |= dict.fromkeys(tensors, file)
@@ -228,14 +234,15 @@ def _write_weights(backbone, folder):
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _to_hugging_face(name, variable, shape):
-    array = keras.ops.convert_to_numpy(variable)
+def to_hugging_face(name, array, shape):
+    """A variable's numbers as the tensor ``name`` of ``shape`` that Hugging Face has in its place."""
     if name.endswith("embed_positions.weight"):
         return np.concatenate([np.zeros((POSITION_OFFSET, shape[1]), array.dtype), array])
     return np.ascontiguousarray(array.reshape(shape[::-1]).T) if _is_kernel(name) else array.reshape(shape)
 
 
-def _write_tokenizer(tokenizer, folder):
+def write_tokenizer(tokenizer, folder):
+    """Writes a tokenizer's files as ``transformers`` reads them."""
     tokenizer.save_assets(str(folder))
     shutil.move(folder / "vocabulary.json", folder / "vocab.json")
     special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}

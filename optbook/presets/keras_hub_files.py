@@ -1,7 +1,6 @@
 """KerasHub's preset folders, read and written a layer at a time."""
 
 import contextlib
-import functools
 import json
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import keras_hub
 import ml_dtypes
 import numpy as np
 
-from optbook._arrays import aligned_empty
 from optbook._files import replacing, write_json
-from optbook.presets._pieces import Piece
+from optbook.presets._pieces import ALL, Piece
+from optbook.presets.lazy_tensors import StoredTensor
 
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
@@ -34,7 +33,7 @@ def backbone_config(config, folder):
     return dict(config["config"])
 
 
-def _keras_hub_paths(backbone):
+def layer_paths(backbone):
     """Where KerasHub keeps the variables of each of our layers, in its `model.weights.h5`.
 
     What KerasHub has no place for, the projections of OPT-350m, goes below the token embedding.
@@ -60,8 +59,29 @@ def _keras_hub_paths(backbone):
         yield "layers/layer_normalization", backbone.layer_norm
 
 
+def own_variables(layer):
+    """The variables of one of these layers, in KerasHub's order; a table's projections are layers of their own."""
+    return [layer.embeddings] if hasattr(layer, "embeddings") else layer.weights
+
+
+class _Dataset(StoredTensor):
+    """An array of an HDF5 file, in the type it was saved from."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+        self.shape = dataset.shape
+        self.dtype = np.dtype(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype
+
+    def read_rows(self, array, first):
+        self._dataset.read_direct(array.view(self._dataset.dtype), np.s_[first : first + len(array)])
+
+
+@contextlib.contextmanager
 def pieces(backbone, folder):
-    """Every variable of the backbone with its place in `model.weights.h5`, or in the shards of `model.weights.json`."""
+    """Every variable of the backbone with its array in `model.weights.h5` or in the shards of `model.weights.json`.
+
+    The files are open while the context lasts.
+    """
     folder = Path(folder)
     index_file = folder / "model.weights.json"
     shards = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"] if index_file.exists() else {}
@@ -79,38 +99,60 @@ def pieces(backbone, folder):
                     opened[name] = stack.enter_context(h5py.File(folder / name, "r"))
                 # Files written by early Keras 3 call the projections _query_dense and so on.
                 for candidate in (path, path.replace("_layer/", "_layer/_")):
-                    found = opened[name].get(f"{candidate}/vars", {})
-                    merged.update({key: (folder / name, dataset) for key, dataset in found.items()})
+                    variables = opened[name].get(f"{candidate}/vars", {})
+                    merged.update({key: (folder / name, dataset) for key, dataset in variables.items()})
             return merged
 
-        for path, layer in _keras_hub_paths(backbone):
+        found = []
+        for path, layer in layer_paths(backbone):
             datasets = group(path)
-            variables = [layer.embeddings] if hasattr(layer, "embeddings") else layer.weights
+            variables = own_variables(layer)
             if len(datasets) != len(variables):
                 raise ValueError(f"{folder}: {path} holds {len(datasets)} arrays where {len(variables)} are needed.")
             for key, variable in zip(sorted(datasets), variables):
                 file, dataset = datasets[key]
-                rows = dataset.shape[0]
-                if path.endswith("position_embedding"):  # the first rows are kept of a table asked to be shorter
-                    rows = min(rows, backbone.max_sequence_length)
-                if (rows, *dataset.shape[1:]) != tuple(variable.shape):
+                shape, rows = dataset.shape, ALL
+                if path.endswith("position_embedding") and shape[0] > backbone.max_sequence_length:
+                    rows = slice(backbone.max_sequence_length)  # the first are kept of a table asked to be shorter
+                    shape = variable.shape[0], *shape[1:]
+                if tuple(shape) != tuple(variable.shape):
                     raise ValueError(
                         f"{folder}: {path} has shape {dataset.shape} where the model has {tuple(variable.shape)}."
                     )
-                yield Piece(variable, file, functools.partial(_read, dataset, rows))
-
-
-def _read(dataset, rows):
-    """The first rows of an HDF5 array, in the type it was saved from."""
-    array = aligned_empty((rows, *dataset.shape[1:]), dataset.dtype)
-    dataset.read_direct(array, np.s_[:rows])
-    return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
+                found.append(Piece(variable, file, _Dataset(dataset), rows))
+        yield found
 
 
 def save_backbone(backbone, folder):
     """Writes config, metadata and weights as KerasHub does, so that either class loads the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "model.weights.h5") as partial, h5py.File(partial, "w") as file:
+        file.create_group("vars")
+        for path, layer in layer_paths(backbone):
+            variables = {}
+            layer.save_own_variables(variables)  # a kernel with LoRA comes merged
+            for key, value in variables.items():
+                write_array(file, f"{path}/vars/{key}", keras.ops.convert_to_numpy(value))
+    config = write_description(backbone, folder)
+    # OPTCausalLM.save_to_preset has just written task.json, with the backbone's config inside.
+    task_file = folder / "task.json"
+    if task_file.exists():
+        task = json.loads(task_file.read_text(encoding="utf-8"))
+        if task["config"].get("backbone", {}).get("registered_name") == OUR_NAME:
+            task["config"]["backbone"].update({key: config[key] for key in KERAS_HUB_NAME})
+            write_json(task_file, task)
+
+
+def write_array(file, path, array):
+    """Adds an array to an HDF5 file as Keras does."""
+    dataset = file.create_dataset(path, data=array)
+    if array.dtype.name == "bfloat16":  # HDF5 has no such type; Keras marks it like this
+        dataset.attrs["dtype"] = "bfloat16"
+
+
+def write_description(backbone, folder):
+    """Writes ``metadata.json`` and, last of all files, ``config.json``, whose content is returned."""
     config = keras.saving.serialize_keras_object(backbone)
     for key in ("build_config", "compile_config"):
         config.pop(key, None)
@@ -122,22 +164,6 @@ def save_backbone(backbone, folder):
         "parameter_count": backbone.count_params(),
         "tasks": ["CausalLM"],
     }
-    with replacing(folder / "model.weights.h5") as partial, h5py.File(partial, "w") as file:
-        file.create_group("vars")
-        for path, layer in _keras_hub_paths(backbone):
-            variables = {}
-            layer.save_own_variables(variables)
-            for key, value in variables.items():
-                value = keras.ops.convert_to_numpy(value)
-                dataset = file.create_dataset(f"{path}/vars/{key}", data=value)
-                if value.dtype.name == "bfloat16":  # HDF5 has no such type; Keras marks it like this
-                    dataset.attrs["dtype"] = "bfloat16"
     write_json(folder / "metadata.json", metadata)
     write_json(folder / "config.json", config)
-    # OPTCausalLM.save_to_preset has just written task.json, with the backbone's config inside.
-    task_file = folder / "task.json"
-    if task_file.exists():
-        task = json.loads(task_file.read_text(encoding="utf-8"))
-        if task["config"].get("backbone", {}).get("registered_name") == OUR_NAME:
-            task["config"]["backbone"].update({key: config[key] for key in KERAS_HUB_NAME})
-            write_json(task_file, task)
+    return config

@@ -48,9 +48,30 @@ class WeightFile:
         return content.tobytes()
 
 
+class StoredTensor:
+    """A tensor that has not been read: its ``shape``, its ``dtype`` as stored, and how its numbers are had."""
+
+    in_order = True  # its numbers follow each other in C order
+    checksum = 0  # CRC-32 of its bytes where the file tells it
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self):
+        """A new C-contiguous array of ``shape`` and ``dtype`` that starts at a 64-byte aligned address."""
+        array = aligned_empty(self.shape, self.dtype)
+        self.read_rows(array, 0)
+        return array
+
+    def read_rows(self, array, first):
+        """Fills a C-contiguous array with rows of a tensor that is in order: the ``first`` and those after it."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class LazyTensor:
-    """One tensor of a weight file.
+class LazyTensor(StoredTensor):
+    """A tensor of Hugging Face's weight files.
 
     Attributes
     ----------
@@ -64,6 +85,11 @@ class LazyTensor:
         How many numbers the next index of each axis lies further on; C order when left out.
     checksum : int
         CRC-32 of its bytes where the file tells it, else 0.
+
+    Raises
+    ------
+    ValueError
+        When it would be larger than its file, as an axis of stride 0 can make it.
     """
 
     source: WeightFile
@@ -74,8 +100,8 @@ class LazyTensor:
     checksum: int = 0
 
     def __post_init__(self):
-        if len(self.shape) > MOST_AXES:
-            raise ValueError(f"it has a tensor of {len(self.shape)} axes, more than the {MOST_AXES} of NumPy.")
+        if max((self.nbytes, *self.shape)) > self.source.size:
+            raise ValueError("it has a tensor that would be larger than the whole file.")
 
     @property
     def file(self):
@@ -83,8 +109,15 @@ class LazyTensor:
         return self.source.path.name
 
     @property
-    def nbytes(self):
-        return math.prod(self.shape) * self.dtype.itemsize
+    def in_order(self):
+        if self.strides is None:
+            return True
+        expected = 1
+        for size, stride in zip(self.shape[::-1], self.strides[::-1]):
+            if size > 1 and stride != expected:  # the stride of an axis with a single index means nothing
+                return False
+            expected *= size
+        return True
 
     @property
     def span(self):
@@ -104,15 +137,28 @@ class LazyTensor:
         numbers = aligned_empty((self.span,), self.dtype)
         self.source.read_into(numbers, self.offset)
         content = numbers.view(np.uint8)
-        if self.checksum and zlib.crc32(content) != self.checksum:
-            raise ValueError(f"{self.source.path} is damaged: a tensor does not have its checksum; fetch it again.")
-        if self.strides is None:
+        if self.checksum:
+            self.check(zlib.crc32(content))
+        if self.in_order:
             return numbers.reshape(self.shape)
-        # The stride of an axis with a single index means nothing, and may be any number.
         steps = [stride * self.dtype.itemsize if size > 1 else 0 for size, stride in zip(self.shape, self.strides)]
-        view = np.ndarray(self.shape, self.dtype, content, strides=steps)
-        if view.flags.c_contiguous:
-            return numbers.reshape(self.shape)
         ordered = aligned_empty(self.shape, self.dtype)
-        ordered[...] = view
+        ordered[...] = np.ndarray(self.shape, self.dtype, content, strides=steps)
         return ordered
+
+    def read_rows(self, array, first):
+        self.source.read_into(array, self.offset + first * (self.nbytes // self.shape[0]))
+
+    def check(self, checksum):
+        """Raises ``ValueError`` unless this is the checksum of its bytes."""
+        if checksum != self.checksum:
+            raise ValueError(f"{self.source.path} is damaged: a tensor does not have its checksum; fetch it again.")
+
+    def is_at(self, other):
+        """Whether both are the same bytes of the same file."""
+        return (self.source, self.offset, self.dtype, self.shape) == (
+            other.source,
+            other.offset,
+            other.dtype,
+            other.shape,
+        ) and self.in_order == other.in_order

@@ -64,7 +64,8 @@ def preset_sizes(preset):
 def load_weights(backbone, folder):
     """Gives the backbone the weights of a preset folder, one array at a time."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    _pieces.assign(_files_of(config).pieces(backbone, folder))
+    with _files_of(config).pieces(backbone, folder) as pieces:
+        _pieces.assign(pieces)
 
 
 def tokenizer(preset=DEFAULT):

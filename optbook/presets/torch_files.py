@@ -1,7 +1,7 @@
 """What ``torch.save`` writes, read without torch and without executing anything.
 
-Such a file is an uncompressed zip: ``ROOT/data.pkl`` is a pickle that describes the tensors, and ``ROOT/data/KEY`` holds
-the bytes of one storage. A tensor is a view of a storage: an offset, a shape and strides, counted in numbers.
+Such a file is an uncompressed zip: ``ROOT/data.pkl`` is a pickle that describes the tensors, and ``ROOT/data/KEY``
+holds the bytes of one storage. A tensor is a view of a storage: an offset, a shape and strides, counted in numbers.
 """
 
 import dataclasses
@@ -9,13 +9,14 @@ import pickletools
 import struct
 import types
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
 
-from optbook.presets.lazy_tensors import LazyTensor
+from optbook.presets.lazy_tensors import MOST_AXES, LazyTensor
 
-DESCRIPTION_LIMIT = 4_000_000  # bytes; that of an OPT-175B in one piece has 0.4 million
+DESCRIPTION_LIMIT = 1_000_000  # bytes; that of an OPT-175B in one piece has 0.4 million
 LOCAL_HEADER_BYTES = 30  # before an entry's name in a zip
 ENCRYPTED = 1  # bit of an entry's flags
 
@@ -86,7 +87,7 @@ def _entries(source):
         raise ValueError("it is not a file that torch.save wrote.")
     try:
         infos = zipfile.ZipFile(source.file).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, OverflowError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, OverflowError, ValueError, struct.error) as error:
         raise ValueError(f"it is damaged or cut short; fetch it again ({error}).") from error
     roots = [info.filename.removesuffix("data.pkl") for info in infos if info.filename.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -102,7 +103,10 @@ def _content(source, entry):
     offset, size = _locate(source, entry)
     if size > DESCRIPTION_LIMIT:
         raise ValueError(f"{entry.filename!r:.80} has {size} bytes, more than the description of any OPT needs.")
-    return LazyTensor(source, offset, np.dtype("uint8"), (size,), checksum=entry.CRC).read().tobytes()
+    content = source.read(size, offset)
+    if entry.CRC and zlib.crc32(content) != entry.CRC:
+        raise ValueError(f"{entry.filename!r:.80} does not have its checksum: it is damaged; fetch it again.")
+    return content
 
 
 def _locate(source, entry):
@@ -134,11 +138,9 @@ def _tensor(name, view, source, entries):
     start, size = _locate(source, entry)
     offset = start + view.offset * itemsize
     tensor = LazyTensor(source, offset, storage.dtype, view.shape, view.strides)
-    needed, found = view.offset + tensor.span, min(storage.size, size // itemsize)
-    if needed > found:
-        raise ValueError(f"{name!r:.80} needs {needed:.6g} numbers of a storage that has {found}.")
-    if tensor.nbytes > source.size:  # an axis of stride 0 repeats one number without end
-        raise ValueError(f"{name!r:.80} would be larger than the whole file: {tensor.nbytes:.6g} bytes.")
+    found = min(storage.size, size // itemsize)
+    if view.offset + tensor.span > found:
+        raise ValueError(f"{name!r:.80} reaches beyond its storage, which has {found} numbers.")
     # torch can be told to leave checksums out; it then writes 0.
     whole = view.offset == 0 and tensor.span * itemsize == size
     return dataclasses.replace(tensor, checksum=entry.CRC) if whole else tensor
@@ -158,7 +160,7 @@ def _read_pickle(content):
         return items
 
     try:
-        for operation, argument, _ in pickletools.genops(content):
+        for operation, argument, _ in _operations(content):
             match operation.name:
                 case "PROTO" | "FRAME":
                     pass
@@ -210,6 +212,13 @@ def _read_pickle(content):
         raise ValueError("its data.pkl is not that of a dict of tensors, or damaged.") from error
 
 
+def _operations(content):
+    try:
+        yield from pickletools.genops(content)
+    except ValueError as error:
+        raise ValueError(f"its data.pkl is damaged; fetch it again ({error}).") from error
+
+
 def _set_items(target, items):
     if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
         raise TypeError("a state dict is a dict whose keys are strings")
@@ -226,9 +235,10 @@ def _storage(reference):
 def _rebuild_tensor(storage, offset, shape, strides, requires_grad, backward_hooks):
     if not (isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise TypeError("not a view of a storage")
-    if len(shape) != len(strides) or not all(
-        type(number) is int and number >= 0 for number in (offset, *shape, *strides)
-    ):
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"it has a tensor of {len(shape)} axes, more than NumPy's {MOST_AXES}.")
+    numbers = (offset, *shape, *strides)
+    if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError("it has a tensor with a negative or missing size, stride or offset.")
     return _View(storage, offset, shape, strides)
 
