@@ -1,36 +1,27 @@
-"""Memory for arrays that JAX takes over on a CPU without a copy."""
+"""Host arrays that JAX on a CPU takes over as they are, without a copy: they start at a multiple of 64 bytes."""
 
-import math
+import mmap
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes; XLA copies an array that starts anywhere else
+ALIGNMENT = 64  # bytes; XLA copies an array that starts elsewhere
 
 
 def aligned_empty(shape, dtype):
-    """A new C-contiguous array that starts at a 64-byte aligned address, its numbers not set yet.
-
-    Parameters
-    ----------
-    shape : tuple of int
-    dtype : numpy dtype, type or name
-
-    Returns
-    -------
-    numpy.ndarray
-        Of ``shape`` and ``dtype``, writeable; nothing else refers to its memory.
-    """
-    return _aligned(np.empty, shape, dtype)
-
-
-def aligned_zeros(shape, dtype):
-    """The same filled with zeros: memory that the operating system hands out only when it is first touched."""
-    return _aligned(np.zeros, shape, dtype)
-
-
-def _aligned(allocate, shape, dtype):
+    """``np.empty`` at an aligned address."""
     dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = allocate(nbytes + ALIGNMENT, np.uint8)
+    size = _bytes(shape, dtype)
+    memory = np.empty(size + ALIGNMENT, "uint8")
     start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def untouched_zeros(shape, dtype):
+    """Zeros at an aligned address that take up no memory until they are read or written, page by page."""
+    dtype = np.dtype(dtype)
+    pages = mmap.mmap(-1, max(1, _bytes(shape, dtype)))  # np.zeros clears recycled memory, and so touches it
+    return np.frombuffer(pages, dtype, count=int(np.prod(shape))).reshape(shape)
+
+
+def _bytes(shape, dtype):
+    return int(np.prod(shape, dtype="int64")) * dtype.itemsize

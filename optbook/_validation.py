@@ -12,13 +12,17 @@ def check_sizes(**sizes):
     if sizes["max_sequence_length"] is None:
         raise ValueError("max_sequence_length must be an int: the position table has one trained row per position.")
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise TypeError(f"{name} must be an int, but is {size!r}.")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, but is {size}.")
+        check_count(name, size)
     hidden_dim, num_heads = sizes["hidden_dim"], sizes["num_heads"]
     if hidden_dim % num_heads:
         raise ValueError(f"hidden_dim must be divisible by num_heads: {hidden_dim} is not divisible by {num_heads}.")
+
+
+def check_count(name, count):
+    if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        raise TypeError(f"{name} must be an int, but is {count!r}.")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, but is {count}.")
 
 
 def check_dropout(dropout):

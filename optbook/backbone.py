@@ -7,6 +7,7 @@ from keras import layers, ops
 from optbook import presets as preset_files
 from optbook._validation import check_dropout, check_inputs, check_sizes
 from optbook.layers import LAYER_NORM_EPSILON, DecoderLayer, TokenAndPositionEmbedding, weights_follow
+from optbook.memory import require_fit
 
 
 class _Presets:
@@ -149,10 +150,15 @@ class OPTBackbone(keras_hub.models.Backbone):
         ------
         ValueError, FileNotFoundError
             When there is no such preset, or its files do not fit the model.
+        MemoryError
+            When its weights would not fit this machine; nothing has been downloaded then.
+        OSError
+            When a hub cannot be reached or refuses; what to do is in the message.
         """
         config = preset_files.preset_config(preset, **{"dtype": None, **kwargs})
         if not load_weights:
             return cls(**config)
+        require_fit(preset, config)
         with weights_follow():
             backbone = cls(**config)
         preset_files.load_weights(backbone, preset_files.preset_folder(preset))

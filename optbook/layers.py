@@ -8,7 +8,7 @@ import keras
 from keras import layers, ops
 
 from optbook import masks
-from optbook._arrays import aligned_zeros
+from optbook._arrays import untouched_zeros
 
 LAYER_NORM_EPSILON = 1e-5
 MASKED_SCORE = -1e30  # finite, so that a row with no allowed key stays finite; far below any real score
@@ -31,7 +31,7 @@ class _ZerosNeverTouched(keras.initializers.Initializer):
     """Zeros that the operating system has not handed out yet: on a CPU they take no time and no memory until read."""
 
     def __call__(self, shape, dtype=None):
-        return jax.device_put(aligned_zeros(shape, dtype), may_alias=True)
+        return jax.device_put(untouched_zeros(shape, dtype), may_alias=True)
 
 
 def opt_kernel_initializer(stddev=0.02):

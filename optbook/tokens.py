@@ -25,12 +25,13 @@ def token_bytes(tokenizer, token_id):
 
 
 def token_label(tokenizer, token_id):
-    """A token as a person reads it: ``␣`` is a space, ``⏎`` a new line, ``\\\\xe2`` a byte of a split character."""
+    """A token as a person reads it: ``␣`` is a space, ``⏎`` a new line, ``⟨E2⟩`` a byte of a split character."""
     token = tokenizer.id_to_token(int(token_id))
     if token in _SPECIAL:
         return token
-    text = token_bytes(tokenizer, token_id).decode("utf-8", errors="backslashreplace")
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    text = token_bytes(tokenizer, token_id).decode("utf-8", errors="surrogateescape")
+    text = "".join(f"⟨{ord(c) - 0xDC00:02X}⟩" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\0", "␀")
 
 
 def tokenize_batch(tokenizer, texts):

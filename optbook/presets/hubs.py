@@ -324,7 +324,7 @@ class _HuggingFace(_Hub):
         self.find()
         with self.failing_in_one_line():  # the one request with a time limit and without retries, so the first
             info = huggingface_hub.HfApi().model_info(self.repository, timeout=ANSWER_SECONDS)
-        self.names = {file.rfilename for file in info.siblings}
+        self.names = {file.rfilename for file in info.siblings or ()}
         self.revision = None  # of the config, which is asked for first: the newest
 
     def fetch(self, name):
