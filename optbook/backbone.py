@@ -159,9 +159,10 @@ class OPTBackbone(keras_hub.models.Backbone):
         if not load_weights:
             return cls(**config)
         require_fit(preset, config)
+        folder = preset_files.preset_folder(preset)
         with weights_follow():
             backbone = cls(**config)
-        preset_files.load_weights(backbone, preset_files.preset_folder(preset))
+        preset_files.load_weights(backbone, folder)
         return backbone
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
