@@ -2,7 +2,7 @@
 # make test  the same set-up, then lint, unit tests and every notebook compared with its committed outputs
 PYTHON ?= python3
 BIN := .venv/bin
-NBVAL := $(BIN)/pytest --nbval notebooks --nbval-cell-timeout 120 -n 2 --dist loadfile -p no:cacheprovider
+NBVAL := $(BIN)/pytest --nbval notebooks --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 -n 2 --dist loadfile -p no:cacheprovider
 
 .PHONY: run test test-notebooks lab refresh bench lock
 

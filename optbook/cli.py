@@ -1,9 +1,10 @@
-"""The command line: `optbook doctor` looks at the machine, `optbook run` executes the chapters."""
+"""The command line: `optbook doctor` looks at the machine, `plan` counts memory, `run` executes the chapters."""
 
 import sys
 from pathlib import Path
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,7 +18,7 @@ def main():
 @main.command()
 def doctor():
     """Is this machine ready, and which presets fit it?"""
-    from optbook import machine
+    from optbook import machine, memory
 
     console = Console()
     table = Table("what", "found", title="This machine")
@@ -27,11 +28,54 @@ def doctor():
     results = machine.checklist()
     for statement, holds in results.items():
         console.print(f"[{'green' if holds else 'bold red'}]{'yes' if holds else 'NO '}[/]  {statement}")
-    table = Table("preset", "parameters", "float32 weights", "weights fit in", title="Presets")
-    for preset, parameters, gigabytes, types in machine.fitting():
-        table.add_row(preset, f"{parameters:,}", f"{gigabytes:.2f} GB", types)
-    console.print(table)
+    console.print(_plan_table(memory.all_plans()))
     sys.exit(0 if all(results.values()) else 1)
+
+
+@main.command()
+@click.argument("preset", nargs=-1)
+@click.option("--dtype", help="float32, bfloat16, float16, mixed_bfloat16 or mixed_float16.  [default: Keras's]")
+@click.option("--sequence-length", type=int, help="Tokens of a sequence.  [default: as many as the preset takes]")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Sequences at a time.")
+def plan(preset, dtype, sequence_length, batch_size):
+    """What PRESET needs in memory and where that fits, before anything is downloaded.
+
+    Without PRESET all presets are listed, a line each. The exit code is 1 when a named one cannot be loaded here.
+    """
+    from optbook import memory
+
+    options = dtype, sequence_length, batch_size
+    try:
+        plans = [memory.plan(name, *options) for name in preset] if preset else memory.all_plans(*options)
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+    if not preset:
+        Console().print(_plan_table(plans))
+        return
+    place = memory.this_machine()
+    for one in plans:
+        click.echo(one.table((*memory.PLACES, place)))
+        beyond = [activity for activity in memory.Needs._fields if activity not in one.fitting(place)]
+        click.echo(f"\n{memory.refusal(one, place, beyond[0])}\n" if beyond else "")
+    sys.exit(any(not one.fitting(place) for one in plans))
+
+
+def _plan_table(plans):
+    """A line for each plan: what it needs here, and what of it this machine has not got."""
+    from optbook import memory
+
+    place = memory.this_machine()
+    table = Table(
+        title=f"Memory; \N{BALLOT X} marks more than the {memory.gigabytes(place.limit)} free here", box=SIMPLE_HEAD
+    )
+    for name in ("preset", "parameters", *memory.Needs._fields):
+        table.add_column(name, no_wrap=True, justify="left" if name == "preset" else "right")
+    for one in plans:
+        possible = one.fitting(place)
+        needs = (one.on_gpu if place.gpu else one.on_cpu)._asdict()
+        cells = [memory.gigabytes(needs[name]) + (" " if name in possible else "\N{BALLOT X}") for name in needs]
+        table.add_row(one.preset, f"{one.parameters:,}", *cells)
+    return table
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Is this machine ready for the chapters, and which presets fit it."""
+"""Is this machine ready for the chapters?"""
 
 import importlib.metadata
 import os
@@ -10,9 +10,8 @@ from pathlib import Path
 import jax
 import keras
 import numpy as np
-import psutil
 
-from optbook import _runtime, presets
+from optbook import _runtime, memory, presets
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 PACKAGES = ("jax", "keras", "keras-hub", "matplotlib", "numpy", "tokenizers")
@@ -38,7 +37,7 @@ def checklist():
         "float32 products are exact to float32": bool(exact),
         "compiled programs are kept between runs": _can_write(_runtime.cache_folder()),
         "a small OPT runs and its numbers are finite": bool(np.isfinite(hidden).all()),
-        "the default preset fits the free memory": _parameters(presets.DEFAULT) * 4 < psutil.virtual_memory().available,
+        "the default preset fits the free memory": bool(memory.plan(presets.DEFAULT).fitting(memory.this_machine())),
     }
 
 
@@ -54,10 +53,6 @@ def _tiny_backbone():
 def _can_write(folder):
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return os.access(existing, os.W_OK)
-
-
-def _parameters(preset):
-    return presets.parameter_count(**presets.preset_sizes(preset))
 
 
 def doctor():
@@ -79,15 +74,6 @@ def facts():
         wanted = locked.get(package)
         yield package, found if wanted in (None, found) else f"{found} (the lock has {wanted})"
     yield "devices", ", ".join(f"{device.device_kind} ({device.platform})" for device in jax.devices())
-    memory = psutil.virtual_memory()
-    yield "memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
+    place = memory.this_machine()
+    yield "memory", f"{memory.gigabytes(place.limit)} of the {'GPU' if place.gpu else 'main memory'} free"
     yield "compilation cache", str(_runtime.cache_folder())
-
-
-def fitting():
-    """For every preset: its parameters, its float32 gigabytes, and in which types its weights fit the free memory."""
-    free = psutil.virtual_memory().available
-    for preset in presets.all_presets():
-        parameters = _parameters(preset)
-        types = [name for name, size in (("float32", 4), ("bfloat16", 2)) if parameters * size < free]
-        yield preset, parameters, parameters * 4 / 1e9, ", ".join(types) or "none"

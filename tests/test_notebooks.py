@@ -52,7 +52,8 @@ def problems(notebook):
         for output in cell.outputs:
             if output.output_type == "error" or output.get("name") == "stderr":
                 yield f"{where}: an error or stderr among the outputs"
-            if "image/png" in output.get("data", {}):
+            data = output.get("data", {})
+            if "image/png" in data or "optbook-view" in data.get("text/html", ""):
                 follower = cells[number] if number < len(cells) else None
                 if follower is None or not any(re.search(r"\d|True|equal", text_of(o)) for o in follower.outputs):
                     yield f"{where}: a figure without its numbers in the next code cell"
@@ -121,6 +122,9 @@ def printed(text):
 
 
 FIGURE = nbformat.v4.new_output("execute_result", data={"image/png": "", "text/plain": "<Figure>"}, execution_count=2)
+VIEW = nbformat.v4.new_output(
+    "execute_result", data={"text/html": '<div class="optbook-view">', "text/plain": ""}, execution_count=2
+)
 NAME = "optbook.masks.padding_mask"
 CLASS_CELL = f"{sync_cells.MARK}{NAME}\n{sync_cells.package_source(NAME)}"
 
@@ -134,6 +138,7 @@ def test_a_good_chapter_has_no_problems():
     ("bad", "said"),
     [
         (cell("plot.lines({})", FIGURE), "a figure without its numbers"),
+        (cell("optbook.view(record)", VIEW), "a figure without its numbers"),
         (cell("print(1)", nbformat.v4.new_output("stream", name="stderr", text="!")), "an error or stderr"),
         (cell("1 / 0", nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])), "an error or stderr"),
         (cell("import os"), "an import outside"),

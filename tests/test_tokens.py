@@ -102,7 +102,7 @@ def test_labels_show_white_space(opt, text):
 
 def test_labels_of_special_tokens_and_of_split_characters(opt):
     assert [token_label(opt, token) for token in (0, 1, 2, 3, 50264)] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    assert token_label(opt, opt.token_to_id(byte_alphabet()[0xE2])) == r"\xe2"
+    assert token_label(opt, opt.token_to_id(byte_alphabet()[0xE2])) == "⟨E2⟩"
     assert token_label(opt, np.int64(31414)) == "Hello"
 
 

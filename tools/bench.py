@@ -33,7 +33,7 @@ FIGURE_OPTBOOK = """
 import optbook
 lm = optbook.causal_lm()
 record = optbook.record_attention(lm, "The old house was cold, but the old house was home.")
-optbook.plot.heads(record).savefig(os.devnull, format="png")
+optbook.plot.model(record).savefig(os.devnull, format="png")
 """
 TEXT_OPTBOOK = """
 import optbook
@@ -78,6 +78,40 @@ for _ in range(13):
 ratios = [ours / theirs for ours, theirs in zip(times["ours"][3:], times["theirs"][3:])]
 print("FORWARD", json.dumps({"time": statistics.median(ratios), "flops": programs["ours"][2] / programs["theirs"][2]}))
 """
+# A recording and a plain forward pass in turns, so that both meet the same machine; then the recording's milliseconds.
+RECORD_OPTBOOK = """
+import optbook, jax, numpy as np, statistics
+sizes = dict(vocabulary_size=50272, num_layers=12, num_heads=12, hidden_dim=768, intermediate_dim=3072, dropout=0.0)
+backbone = optbook.OPTBackbone(**sizes)
+ids = np.random.default_rng(0).integers(4, 50000, (1, 256)).astype("int32")
+inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+weights = [weight.value for weight in backbone.weights]
+forward = jax.jit(lambda weights, inputs: backbone.stateless_call(weights, [], inputs)[0])
+plain, recorded = [], []
+for _ in range(13):
+    begun = time.perf_counter()
+    jax.block_until_ready(forward(weights, inputs))
+    plain.append(time.perf_counter() - begun)
+    begun = time.perf_counter()
+    optbook.record_attention(backbone, inputs)
+    recorded.append(time.perf_counter() - begun)
+ratio = statistics.median(b / a for a, b in zip(plain[3:], recorded[3:]))
+print("RECORD", json.dumps({"to_forward": ratio, "seconds": statistics.median(recorded[3:])}))
+"""
+RECORD_TRANSFORMERS = """
+import torch, transformers, statistics
+config = transformers.OPTConfig(attn_implementation="eager")  # its default sizes are those of OPT-125m
+model = transformers.OPTModel(config).eval()
+ids = torch.randint(4, 50000, (1, 256))
+recorded = []
+with torch.no_grad():
+    for _ in range(13):
+        begun = time.perf_counter()
+        maps = model(ids, output_attentions=True).attentions
+        recorded.append(time.perf_counter() - begun)
+assert len(maps) == 12 and maps[0].shape == (1, 12, 256, 256)
+print("RECORD", json.dumps({"seconds": statistics.median(recorded[3:])}))
+"""
 
 
 def fresh_process(body, python=sys.executable, **environment):
@@ -86,7 +120,8 @@ def fresh_process(body, python=sys.executable, **environment):
     result = subprocess.run(
         [python, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )
-    marked = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(("RESULT ", "FORWARD ")))
+    marks = ("RESULT ", "FORWARD ", "RECORD ")
+    marked = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(marks))
     if result.returncode or not marked:
         return None
     return {name: json.loads(value) for name, value in marked.items()}
@@ -102,6 +137,17 @@ def paired(body_a, body_b, python_b=sys.executable):
         if run:  # the first pair warms the disk
             ratios.append([a["RESULT"][key] / b["RESULT"][key] for key in ("seconds", "peak_mb")])
     return [statistics.median(column) for column in zip(*ratios)]
+
+
+def recording(other):
+    """Two medians: recording all attention / a plain forward pass; and the same / transformers' (None without it)."""
+    runs = [(fresh_process(RECORD_OPTBOOK), fresh_process(RECORD_TRANSFORMERS, other)) for _ in range(RUNS)]
+    to_forward = statistics.median(ours["RECORD"]["to_forward"] for ours, _ in runs)
+    if any(theirs is None for _, theirs in runs):
+        return to_forward, None
+    return to_forward, statistics.median(
+        ours["RECORD"]["seconds"] / theirs["RECORD"]["seconds"] for ours, theirs in runs
+    )
 
 
 def main():
@@ -138,6 +184,12 @@ def main():
     console.print(
         f"Compiled forward of a 125m-sized model, 128 tokens, ours / KerasHub's: time {forward['time']:.2f}, "
         f"floating-point operations by XLA's count {forward['flops']:.4f}"
+    )
+    to_forward, to_transformers = recording(other)
+    console.print(
+        f"All attention of a 125m-sized model, 256 tokens: record_attention / plain forward {to_forward:.2f}, "
+        "record_attention / transformers' output_attentions on torch "
+        + (f"{to_transformers:.2f}" if to_transformers else "not measured: not installed")
     )
 
 

@@ -1,20 +1,27 @@
 """Pictures for the chapters. Every function returns a matplotlib Figure; none of them shows or saves it."""
 
-from optbook.plot.attention import head, heads, masks, stages
+from optbook.plot.attention import head, heads, model
 from optbook.plot.charts import bars, histograms, lines, matrices, shares, texts
-from optbook.plot.tokens import piece_rows, pieces
+from optbook.plot.masking import masks, stages
+from optbook.plot.reading import tokens
+from optbook.plot.summaries import entropy, roles
+from optbook.plot.token_pieces import piece_rows, pieces
 
 __all__ = [
     "bars",
+    "entropy",
     "head",
     "heads",
     "histograms",
     "lines",
     "masks",
     "matrices",
+    "model",
     "piece_rows",
     "pieces",
+    "roles",
     "shares",
     "stages",
     "texts",
+    "tokens",
 ]

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from optbook.plot._labels import MONO, drawable, set_plain
 from optbook.plot._style import PADDING, PIECES, figure_function
 
 
@@ -19,6 +20,7 @@ def pieces(labels, numbers=None, width=9.0):
     width : float
         Inches; pieces that do not fit go to the next line.
     """
+    labels = [drawable(label, MONO) for label in labels]
     em, gap = 0.095, 0.06  # inches per character, between pieces
     lines, x = [[]], 0.0
     for index, label in enumerate(labels):
@@ -40,11 +42,10 @@ def pieces(labels, numbers=None, width=9.0):
                     (x, top), piece, 0.3, facecolor=PIECES[index % len(PIECES)], edgecolor="0.7", linewidth=0.5
                 )
             )
-            ax.text(x + piece / 2, top + 0.15, labels[index], ha="center", va="center", family="monospace", fontsize=10)
+            middle = x + piece / 2
+            set_plain(ax.text(middle, top + 0.15, labels[index], ha="center", va="center", family=MONO, fontsize=10))
             if numbers is not None:
-                ax.text(
-                    x + piece / 2, top + 0.4, str(numbers[index]), ha="center", va="center", fontsize=7, color="0.35"
-                )
+                ax.text(middle, top + 0.4, str(numbers[index]), ha="center", va="center", fontsize=7, color="0.35")
     return figure
 
 
@@ -66,6 +67,7 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
 
     Equal labels have equal colours.
     """
+    rows = {title: [drawable(label, MONO) for label in labels] for title, labels in rows.items()}
     em, height = 0.088, 0.48 if numbers is not None else 0.34
     margin = 0.15 + 0.075 * max(map(len, rows))
     colors, extents = {}, []
@@ -89,7 +91,7 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
             ax.add_patch(plt.Rectangle((left, top), right - left - 0.01, height - 0.06, **style))
             text = dict(x=(left + right) / 2, ha="center", va="center", color="black" if real else "0.3")
             shift = 0.0 if numbers is None else 0.1
-            ax.text(y=middle - shift, s=label, family="monospace", fontsize=8 if column else 9, **text)
+            set_plain(ax.text(y=middle - shift, s=label, family=MONO, fontsize=8 if column else 9, **text))
             if numbers is not None:
                 ax.text(y=middle + shift, s=str(numbers[line][index]), fontsize=7, **text)
     return figure
