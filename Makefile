@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NBVAL := $(BIN)/pytest --nbval notebooks --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 -n 2 --dist loadfile -p no:cacheprovider
 
-.PHONY: run test test-notebooks lab refresh bench lock
+.PHONY: run test test-notebooks lab refresh bench bench-load lock
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
@@ -35,6 +35,10 @@ refresh: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python tools/bench.py
+
+PRESETS ?= opt_1.3b_en
+bench-load: .venv/installed
+	$(BIN)/python tools/bench_load.py $(PRESETS)
 
 # Needs uv. TensorFlow is left out on purpose: see [tool.uv] in pyproject.toml.
 lock:

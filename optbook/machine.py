@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -63,6 +64,21 @@ def doctor():
     failed = [statement for statement, holds in results.items() if not holds]
     if failed:
         raise RuntimeError(f"this machine is not ready: it is not so that {failed[0]}. `optbook doctor` says more.")
+
+
+def seconds(function, *arguments, repeats=7):
+    """How long a call takes: the fastest of several, after one that is not counted and compiles.
+
+    The fastest is what the machine can do; slower ones tell what else it was doing. JAX returns before it has computed,
+    so the clock stops when the result is there.
+    """
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def facts():

@@ -18,7 +18,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 # What Python, JAX, KerasHub and their first compiled programs hold before any weights: measured on Linux, rounded up.
 INTERPRETER = 500_000_000
 # What Keras and JAX hold for one built decoder layer, its weights aside: measured likewise.
-LAYER_OBJECTS = 1_300_000
+LAYER_OBJECTS = 750_000
 # JAX takes three quarters of a GPU and leaves the rest, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 GPU_SHARE = 0.75
 WORKING_MAPS = 3  # a layer's softmax holds the maps of all its heads this many times, as in any forward pass
@@ -90,9 +90,9 @@ class Plan:
     def logits(self):
         """One score per vocabulary entry at every position, as calling ``OPTCausalLM`` returns; generating needs none.
 
-        In the policy's compute type: KerasHub does not widen them.
+        In the type of the weights: half types are not widened, and a mixed policy's table makes them float32.
         """
-        return self._tokens * self.config["vocabulary_size"] * self._compute_itemsize
+        return self._tokens * self.config["vocabulary_size"] * self._weight_itemsize
 
     @property
     def attention_maps(self):
@@ -201,20 +201,19 @@ class Plan:
         """How many numbers the token embedding is, the largest single array of every OPT."""
         return self.config["vocabulary_size"] * (self.config.get("embedding_dim") or self.config["hidden_dim"])
 
-    def _activations(self, itemsize):
-        """Of one layer: the residual stream, queries, keys and values, and the widened middle of the feed-forward."""
-        return self._tokens * (4 * self.config["hidden_dim"] + self.config["intermediate_dim"]) * itemsize
-
     def _generating(self, itemsize):
         """The prompt's pass fills a cache and holds the scores of one layer; the loop after it holds two caches."""
         cache = self._cache_values * itemsize
         prompt = cache + WORKING_MAPS * self._maps_of_one_layer
-        return self.weights + max(prompt, 2 * cache + self._activations(itemsize))
+        hidden, middle = self._tokens * self.config["hidden_dim"], self._tokens * self.config["intermediate_dim"]
+        return self.weights + max(prompt, 2 * cache + (4 * hidden + middle) * itemsize)
 
     def _recording(self, itemsize):
-        """Next to what is kept: the scores of one layer and what they are made of, or the feed-forward of two."""
-        attention = WORKING_MAPS * self._maps_of_one_layer + self._tokens * 4 * self.config["hidden_dim"] * itemsize
-        return self.weights + self.attention_maps + max(attention, 2 * self._activations(itemsize))
+        """Next to what is kept, one layer: its scores, values and residual stream, or its feed-forward."""
+        hidden, middle = self._tokens * self.config["hidden_dim"], self._tokens * self.config["intermediate_dim"]
+        attention = WORKING_MAPS * self._maps_of_one_layer + 2 * hidden * itemsize
+        feedforward = (4 * hidden + 2 * middle) * itemsize
+        return self.weights + self.attention_maps + max(attention, feedforward)
 
 
 def plan(preset=presets.DEFAULT, dtype=None, sequence_length=None, batch_size=1):
@@ -363,8 +362,12 @@ def _from_nearest(asked):
     for sequence_length in _halves(asked.sequence_length, SHORT):
         yield dataclasses.replace(asked, batch_size=1, sequence_length=sequence_length)
     every = all_plans(asked.dtype, asked.sequence_length, asked.batch_size)
-    smaller = [one for one in every if one.parameters < asked.parameters]
-    for candidate in [asked, *sorted(smaller, key=lambda one: -one.parameters)]:
+    smaller = sorted((one for one in every if one.parameters < asked.parameters), key=lambda one: -one.parameters)
+    as_asked = [asked, *smaller]
+    shortest = [
+        dataclasses.replace(one, sequence_length=min(one.sequence_length, SHORT), batch_size=1) for one in as_asked
+    ]
+    for candidate in as_asked + shortest:
         for dtype in (asked.dtype, "bfloat16"):
             yield dataclasses.replace(candidate, dtype=dtype)
 

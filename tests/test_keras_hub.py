@@ -70,9 +70,7 @@ OUR_OPTIONS = {"positions_from_mask": False, "normalize_first": True, "embedding
 
 def parameters(function):
     found = inspect.signature(function).parameters
-    return [
-        (name, parameter.kind, parameter.default) for name, parameter in found.items() if name not in OUR_OPTIONS
-    ]
+    return [(name, parameter.kind, parameter.default) for name, parameter in found.items() if name not in OUR_OPTIONS]
 
 
 @pytest.mark.parametrize("method", ["__init__", "from_preset", "save_to_preset", "get_config", "enable_lora"])

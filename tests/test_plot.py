@@ -42,3 +42,14 @@ def test_lines_bars_and_histograms_show_their_numbers():
     assert texts(bars) == ["1.0", "2.5"]
     drawn = plot.histograms({"a": [0.0, 1.0], "b": [0.0, 0.1]}, bins=2).axes[0]
     assert [round(patch.get_height(), 3) for patch in drawn.patches] == [1, 1, 2, 0]
+
+
+def test_bar_groups_stand_side_by_side_under_the_first_series_labels():
+    figure = plot.bar_groups({"before": {"$a$": 1.0, "b": 2.0}, "after": {"b": 3.0}})
+    ax = figure.axes[0]
+    before, after = ax.containers
+    assert [bar.get_height() for bar in before] == [1.0, 2.0]
+    assert after[1].get_height() == 3.0 and after[1].get_x() == pytest.approx(before[1].get_x() + 0.4)
+    assert after[0].get_height() != after[0].get_height()  # NaN: no bar
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["$a$", "b"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]

@@ -10,7 +10,8 @@ Needs torch and transformers, which nothing else here does; run it in an environ
 
 Weights are drawn, then rounded to float16, in which they are kept: exact in float32, and half the size. Every bias,
 gamma and beta is random; kernels are large enough for attention that is far from uniform, and the embeddings of the
-first small enough for the epsilon of its first normalization to count, so that a wrong scale, mask, position, epsilon or order shows.
+first small enough for the epsilon of its first normalization to count, so that a wrong scale, mask, position, epsilon
+or order shows.
 
 Two habits of Hugging Face's OPT that the arrays keep:
 

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from optbook.plot._labels import drawable
 from optbook.plot._style import CONTINUOUS, DIVERGING, draw_matrix, figure_function
 
 
@@ -50,6 +51,8 @@ def matrices(
         image = draw_matrix(
             ax, array, rows, columns, title, annotate, low, high, cmap=DIVERGING if diverging else CONTINUOUS
         )
+        if columns is None:
+            ax.locator_params(axis="x", integer=True)  # there is no half column
         if index % across:
             ax.set_yticks([])
         if not shared:
@@ -105,6 +108,26 @@ def bars(values, ylabel="", title="", number="", log_y=False, size=(6.5, 3.0)):
     ax.margins(y=0.12)
     if log_y:
         ax.set_yscale("log")
+    return figure
+
+
+@figure_function
+def bar_groups(series, ylabel="", title="", log_y=False, size=(9.0, 3.0)):
+    """Several bars at each label, one for each series; ``series`` is a dict of name to a dict of label to number.
+
+    The labels are those of the first series; a label that another one lacks has no bar there.
+    """
+    figure, ax = plt.subplots(figsize=size)
+    labels = list(next(iter(series.values())))
+    width = 0.8 / len(series)
+    for index, (name, values) in enumerate(series.items()):
+        places = np.arange(len(labels)) + (index - (len(series) - 1) / 2) * width
+        ax.bar(places, [values.get(label, np.nan) for label in labels], width, label=name)
+    ax.set_xticks(range(len(labels)), map(drawable, labels), parse_math=False)
+    ax.set(ylabel=ylabel, title=title)
+    if log_y:
+        ax.set_yscale("log")
+    ax.legend(frameon=False)
     return figure
 
 

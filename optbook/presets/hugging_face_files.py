@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import operator
 import shutil
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def _some(names, most=4):
 
 
 def _check_tied(folder, head, table):
-    if head.is_at(table):
+    place = operator.attrgetter("source", "offset", "dtype", "shape", "strides")
+    if place(head) == place(table):  # torch writes shared memory once
         return
     if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
         raise ValueError(

@@ -153,12 +153,3 @@ class LazyTensor(StoredTensor):
         """Raises ``ValueError`` unless this is the checksum of its bytes."""
         if checksum != self.checksum:
             raise ValueError(f"{self.source.path} is damaged: a tensor does not have its checksum; fetch it again.")
-
-    def is_at(self, other):
-        """Whether both are the same bytes of the same file."""
-        return (self.source, self.offset, self.dtype, self.shape) == (
-            other.source,
-            other.offset,
-            other.dtype,
-            other.shape,
-        ) and self.in_order == other.in_order
