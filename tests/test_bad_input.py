@@ -187,7 +187,7 @@ def test_a_folder_of_another_model(spoiled):
 
 def test_a_folder_of_hugging_faces(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 12}')
-    assert_refused(tmp_path, ValueError, "holds gpt2, not an OPT backbone")
+    assert_refused(tmp_path, ValueError, "holds a model of type 'gpt2', not an OPT")
 
 
 def test_a_missing_weights_file(spoiled):
@@ -216,8 +216,7 @@ def test_weights_of_another_shape(spoiled):
 
 
 def test_a_position_table_longer_than_the_saved_one(preset):
-    message = r"position_embedding has shape \(24, 32\) where the model has \(25, 32\)"
-    assert_refused(preset, ValueError, message, max_sequence_length=25)
+    assert_refused(preset, ValueError, "24 trained positions; max_sequence_length cannot be 25", max_sequence_length=25)
 
 
 def test_weights_of_a_smaller_model(preset):
