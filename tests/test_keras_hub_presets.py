@@ -41,9 +41,10 @@ def saved(request, tmp_path_factory):
     return theirs, ours, root / "theirs", root / "ours"
 
 
-def test_keras_hub_loads_ours(saved):
+@pytest.mark.parametrize("cls", [keras_hub.models.OPTBackbone, keras_hub.models.Backbone])
+def test_keras_hub_loads_ours(saved, cls):
     theirs, _, _, folder = saved
-    loaded = keras_hub.models.OPTBackbone.from_preset(str(folder), dtype=theirs.dtype_policy)
+    loaded = cls.from_preset(str(folder), dtype=theirs.dtype_policy)
     assert type(loaded) is keras_hub.models.OPTBackbone
     assert_same_weights(loaded, theirs)
 
