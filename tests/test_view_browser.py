@@ -302,6 +302,22 @@ def test_a_page_that_runs_the_script_elsewhere(new_page, record, tmp_path):
     explore(page, page.locator(VIEW), record)
 
 
+def test_inside_a_frame(new_page, record):
+    """Colab shows each output in a frame of its own, from which the page around it is out of reach."""
+    page = new_page("about:blank")
+    page.evaluate(
+        """html => {
+            const frame = document.createElement("iframe");
+            frame.sandbox = "allow-scripts";
+            frame.style = "width: 1000px; height: 900px";
+            frame.srcdoc = html;
+            document.body.appendChild(frame);
+        }""",
+        optbook.view(record)._repr_html_(),
+    )
+    explore(page, page.frame_locator("iframe").locator(VIEW), record)
+
+
 def test_without_scripts_a_line_says_what_to_do(new_page, record, tmp_path):
     page = new_page(saved(record, tmp_path), java_script_enabled=False)
     text = page.locator(VIEW).inner_text()
