@@ -41,14 +41,14 @@ print("LOAD", json.dumps({{"seconds": seconds, "grown_mb": grown * unit / 1e6}})
 """
 READ = """
 buffer = bytearray(8_000_000)
-for path in glob.glob({folder!r} + "/*"):
+for path in glob.glob({folder!r} + "/model*"):
     with open(path, "rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
 """
 KEEP = """
 kept = []
-for path in glob.glob({folder!r} + "/*"):
+for path in glob.glob({folder!r} + "/model*"):
     with open(path, "rb", buffering=0) as file:
         for start in range(0, os.path.getsize(path), 8_000_000):
             kept.append(np.empty(8_000_000, np.uint8))
