@@ -8,7 +8,7 @@ import keras
 from keras import layers, ops
 
 from optbook import masks
-from optbook._arrays import untouched_zeros
+from optbook._arrays import fresh_zeros
 
 LAYER_NORM_EPSILON = 1e-5
 MASKED_SCORE = -1e30  # finite, so that a row with no allowed key stays finite; far below any real score
@@ -31,7 +31,7 @@ class _ZerosNeverTouched(keras.initializers.Initializer):
     """Zeros that the operating system has not handed out yet: on a CPU they take no time and no memory until read."""
 
     def __call__(self, shape, dtype=None):
-        return jax.device_put(untouched_zeros(shape, dtype), may_alias=True)
+        return jax.device_put(fresh_zeros(shape, dtype), may_alias=True)
 
 
 def opt_kernel_initializer(stddev=0.02):
@@ -90,7 +90,9 @@ class TokenAndPositionEmbedding(layers.Layer):
     positions : integer tensor of shape (T,) or (batch, T), optional
         A position for each token, in place of ``start_index, start_index + 1, …``.
 
-    Returns a float tensor of shape (batch, T, embedding_dim).
+    Returns
+    -------
+    float tensor of shape (batch, T, embedding_dim)
     """
 
     def __init__(self, vocabulary_size, sequence_length, embedding_dim, token_embedding_dim=None, **kwargs):
@@ -147,8 +149,10 @@ class CausalSelfAttention(layers.Layer):
     return_attention_scores : bool
         Also return the softmax's output, float32 of shape (batch, num_heads, T, S).
 
-    Returns the output, shaped as ``hidden_states``; then the scores, if asked for; then the new cache, if one was
-    given.
+    Returns
+    -------
+    tensor or tuple of tensors
+        The output, shaped as ``hidden_states``; then the scores, if asked for; then the new cache, if one was given.
     """
 
     def __init__(self, num_heads, dropout=0.0, **kwargs):
@@ -167,7 +171,7 @@ class CausalSelfAttention(layers.Layer):
         self.key_dense = self._projection("key", input_shape)
         self.value_dense = self._projection("value", input_shape)
         self.output_dense = layers.EinsumDense(
-            "btnh,nhd->btd",
+            "btnv,nvd->btd",  # JAX contracts in alphabetical order: for "nh" it would copy the kernel at every call
             output_shape=(None, hidden_dim),
             bias_axes="d",
             kernel_initializer=opt_kernel_initializer(),
@@ -203,10 +207,9 @@ class CausalSelfAttention(layers.Layer):
         key = self.key_dense(hidden_states)
         value = self.value_dense(hidden_states)
         if cache is not None:  # keys and values of all S positions, the new ones put in their place
-            start = [0, cache_update_index, 0, 0]
-            key = ops.slice_update(cache[:, 0], start, key)
-            value = ops.slice_update(cache[:, 1], start, value)
-            cache = ops.stack((key, value), axis=1)
+            start = [0, 0, cache_update_index, 0, 0]
+            cache = ops.slice_update(cache, start, ops.stack((key, value), axis=1))  # in place, inside a compiled loop
+            key, value = cache[:, 0], cache[:, 1]
 
         query = query * ops.cast(self.head_dim**-0.5, query.dtype)
         scores = ops.cast(ops.einsum("btnh,bsnh->bnts", query, key), "float32")
@@ -245,7 +248,10 @@ class DecoderLayer(layers.Layer):
     return_attention_scores : bool
         Also return the attention scores, float32 of shape (batch, num_heads, T, S).
 
-    Returns the new sequence, shaped as the old; then the scores, if asked for; then the new cache, if one was given.
+    Returns
+    -------
+    tensor or tuple of tensors
+        The new sequence, shaped as the old; then the scores, if asked for; then the new cache, if one was given.
     """
 
     def __init__(self, intermediate_dim, num_heads, dropout=0.0, normalize_first=True, **kwargs):

@@ -202,11 +202,11 @@ class Plan:
         return self.config["vocabulary_size"] * (self.config.get("embedding_dim") or self.config["hidden_dim"])
 
     def _generating(self, itemsize):
-        """The prompt's pass fills a cache and holds the scores of one layer; the loop after it holds two caches."""
+        """The prompt's pass fills a cache next to one layer's work; the loop holds three, and two of a layer's."""
         cache = self._cache_values * itemsize
-        prompt = cache + WORKING_MAPS * self._maps_of_one_layer
         hidden, middle = self._tokens * self.config["hidden_dim"], self._tokens * self.config["intermediate_dim"]
-        return self.weights + max(prompt, 2 * cache + (4 * hidden + middle) * itemsize)
+        prompt = cache + max(WORKING_MAPS * self._maps_of_one_layer, (4 * hidden + middle) * itemsize)
+        return self.weights + max(prompt, 3 * cache + 2 * cache // self.config["num_layers"])
 
     def _recording(self, itemsize):
         """Next to what is kept, one layer: its scores, values and residual stream, or its feed-forward."""

@@ -2,7 +2,8 @@
 
 import concurrent.futures
 import contextlib
-import zlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,85 +12,42 @@ import keras
 import numpy as np
 import tqdm
 
-from optbook._arrays import aligned_empty
-from optbook.presets.lazy_tensors import StoredTensor
-
 LARGE_FILE = 100_000_000  # bytes from which reading deserves a progress bar
-BLOCK_BYTES = 4_000_000  # read while the block before is put in its place
-STRIP = 16  # rows transposed together: so few that their lines of memory are still in the cache when they are written
-ALL = slice(None)
 
 
 class Piece(NamedTuple):
-    """One variable and the tensor that has its value.
+    """One variable and where its value is found.
 
-    ``rows`` are those of the tensor that are wanted. ``transposed`` says that it is a kernel as (outputs, inputs).
+    ``read`` gives a new array as the file holds it. ``transposed`` says that it is a kernel as (outputs, inputs).
     """
 
     variable: keras.Variable
     file: Path
-    tensor: StoredTensor
-    rows: slice = ALL
+    read: Callable[[], np.ndarray]
     transposed: bool = False
 
 
 def assign(pieces):
-    """Gives each variable its value, read straight into the memory that the variable keeps on a CPU."""
+    """Gives each variable its value; while it is brought into form, the array after it is read."""
     with contextlib.ExitStack() as stack:
-        bars = {}
-        for piece in pieces:
-            if piece.file not in bars:
-                bars[piece.file] = stack.enter_context(_bar(piece.file))
-            value = jax.device_put(_value(piece), may_alias=True)  # a CPU takes the array over as it is
-            piece.variable.assign(value.block_until_ready())  # else reading runs ahead, and arrays pile up
-            bars[piece.file].update(piece.tensor.nbytes)
+        bars = {file: stack.enter_context(_bar(file)) for file in dict.fromkeys(piece.file for piece in pieces)}
+        reader = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        reading = reader.submit(pieces[0].read)
+        for piece, following in zip(pieces, [*pieces[1:], None]):
+            array = reading.result()
+            if following:
+                reading = reader.submit(following.read)
+            variable = piece.variable
+            value = jax.device_put(array, may_alias=True)  # a CPU takes the array over as it is
+            if piece.transposed or array.dtype != variable.dtype or array.shape != variable.shape:
+                value = _in_form(value, variable.shape, variable.dtype, piece.transposed)
+            variable.assign(value.block_until_ready())
+            bars[piece.file].update(array.nbytes)
 
 
-def _value(piece):
-    """A new array with the piece's numbers in the shape and type of its variable."""
-    tensor, shape, dtype = piece.tensor, piece.variable.shape, np.dtype(piece.variable.dtype)
-    if tensor.dtype == dtype and piece.rows == ALL and not piece.transposed:
-        return tensor.read().reshape(shape)
-    value = aligned_empty(shape, dtype)
-    rows = value.reshape(-1, *tensor.shape[1:])
-    columns = value.reshape(-1, tensor.shape[0]) if piece.transposed else None
-    for first, block in _blocks(tensor, piece.rows):
-        if not piece.transposed:
-            rows[first : first + len(block)] = block
-            continue
-        block = block.astype(dtype, copy=False)
-        for start in range(0, len(block), STRIP):
-            strip = block[start : start + STRIP]
-            columns[:, first + start : first + start + len(strip)] = strip.T
-    return value
-
-
-def _blocks(tensor, rows):
-    """The rows of a tensor in blocks, each with the number of its first row; the next is read while one is used."""
-    if rows != ALL or tensor.nbytes <= BLOCK_BYTES or not tensor.in_order:
-        yield 0, tensor.read()[rows]
-        return
-    total, checksum = tensor.shape[0], 0
-    count = max(BLOCK_BYTES // (tensor.nbytes // total) // STRIP, 1) * STRIP
-    buffers = [np.empty((count, *tensor.shape[1:]), tensor.dtype) for _ in range(2)]
-
-    def read(number):
-        nonlocal checksum
-        first = number * count
-        block = buffers[number % 2][: total - first]
-        tensor.read_rows(block, first)
-        if tensor.checksum:
-            checksum = zlib.crc32(block.view(np.uint8), checksum)
-        return first, block
-
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(read, 0)
-        for number in range(1, -(-total // count)):
-            ready, reading = reading.result(), reader.submit(read, number)
-            yield ready
-        yield reading.result()
-    if tensor.checksum:
-        tensor.check(checksum)
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "transposed"))
+def _in_form(value, shape, dtype, transposed):
+    return (value.T if transposed else value).reshape(shape).astype(dtype)
 
 
 def _bar(file):

@@ -1,6 +1,7 @@
 """Hugging Face's OPT folders, read and written a tensor at a time."""
 
 import contextlib
+import functools
 import json
 import math
 import operator
@@ -12,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from optbook._files import replacing, write_json
-from optbook.presets._pieces import ALL, Piece
+from optbook.presets._pieces import Piece
 from optbook.presets.checkpoints import open_checkpoint
 
 POSITION_OFFSET = 2  # rows of Hugging Face's position table that belong to padding
@@ -116,10 +117,15 @@ def pieces(backbone, folder):
             _check_tied(folder, head, tensors["embed_tokens.weight"])
         found = []
         for name, (variable, _) in layout.items():
-            positions = slice(POSITION_OFFSET, POSITION_OFFSET + variable.shape[0])
-            rows = positions if name == "embed_positions.weight" else ALL
-            found.append(Piece(variable, folder / tensors[name].file, tensors[name], rows, _is_kernel(name)))
+            read = tensors[name].read
+            if name == "embed_positions.weight":
+                read = functools.partial(_read_positions, read, variable.shape[0])
+            found.append(Piece(variable, folder / tensors[name].file, read, transposed=_is_kernel(name)))
         yield found
+
+
+def _read_positions(read, rows):
+    return read()[POSITION_OFFSET : POSITION_OFFSET + rows]
 
 
 def _without_prefix(name):

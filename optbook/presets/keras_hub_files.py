@@ -1,6 +1,7 @@
 """KerasHub's preset folders, read and written a layer at a time."""
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import keras_hub
 import ml_dtypes
 import numpy as np
 
+from optbook._arrays import fresh_zeros
 from optbook._files import replacing, write_json
-from optbook.presets._pieces import ALL, Piece
-from optbook.presets.lazy_tensors import StoredTensor
+from optbook.presets._pieces import Piece
 
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
@@ -64,16 +65,11 @@ def own_variables(layer):
     return [layer.embeddings] if hasattr(layer, "embeddings") else layer.weights
 
 
-class _Dataset(StoredTensor):
-    """An array of an HDF5 file, in the type it was saved from."""
-
-    def __init__(self, dataset):
-        self._dataset = dataset
-        self.shape = dataset.shape
-        self.dtype = np.dtype(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype
-
-    def read_rows(self, array, first):
-        self._dataset.read_direct(array.view(self._dataset.dtype), np.s_[first : first + len(array)])
+def _read(dataset, rows):
+    """The first rows of an array of an HDF5 file, in the type it was saved from."""
+    array = fresh_zeros((rows, *dataset.shape[1:]), dataset.dtype)
+    dataset.read_direct(array, np.s_[:rows])
+    return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
 
 
 @contextlib.contextmanager
@@ -111,15 +107,14 @@ def pieces(backbone, folder):
                 raise ValueError(f"{folder}: {path} holds {len(datasets)} arrays where {len(variables)} are needed.")
             for key, variable in zip(sorted(datasets), variables):
                 file, dataset = datasets[key]
-                shape, rows = dataset.shape, ALL
-                if path.endswith("position_embedding") and shape[0] > backbone.max_sequence_length:
-                    rows = slice(backbone.max_sequence_length)  # the first are kept of a table asked to be shorter
-                    shape = variable.shape[0], *shape[1:]
-                if tuple(shape) != tuple(variable.shape):
+                rows = dataset.shape[0]
+                if path.endswith("position_embedding"):  # the first rows are kept of a table asked to be shorter
+                    rows = min(rows, backbone.max_sequence_length)
+                if (rows, *dataset.shape[1:]) != tuple(variable.shape):
                     raise ValueError(
                         f"{folder}: {path} has shape {dataset.shape} where the model has {tuple(variable.shape)}."
                     )
-                found.append(Piece(variable, file, _Dataset(dataset), rows))
+                found.append(Piece(variable, file, functools.partial(_read, dataset, rows)))
         yield found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optbook._arrays import aligned_empty
+from optbook._arrays import fresh_zeros
 
 MOST_AXES = 64  # NumPy's limit
 
@@ -48,30 +48,9 @@ class WeightFile:
         return content.tobytes()
 
 
-class StoredTensor:
-    """A tensor that has not been read: its ``shape``, its ``dtype`` as stored, and how its numbers are had."""
-
-    in_order = True  # its numbers follow each other in C order
-    checksum = 0  # CRC-32 of its bytes where the file tells it
-
-    @property
-    def nbytes(self):
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def read(self):
-        """A new C-contiguous array of ``shape`` and ``dtype`` that starts at a 64-byte aligned address."""
-        array = aligned_empty(self.shape, self.dtype)
-        self.read_rows(array, 0)
-        return array
-
-    def read_rows(self, array, first):
-        """Fills a C-contiguous array with rows of a tensor that is in order: the ``first`` and those after it."""
-        raise NotImplementedError
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class LazyTensor(StoredTensor):
-    """A tensor of Hugging Face's weight files.
+class LazyTensor:
+    """A tensor of Hugging Face's weight files, not yet read.
 
     Attributes
     ----------
@@ -109,7 +88,12 @@ class LazyTensor(StoredTensor):
         return self.source.path.name
 
     @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
     def in_order(self):
+        """Whether its numbers follow each other in C order."""
         if self.strides is None:
             return True
         expected = 1
@@ -134,22 +118,14 @@ class LazyTensor(StoredTensor):
         ValueError
             When the file ends too early or the checksum does not fit.
         """
-        numbers = aligned_empty((self.span,), self.dtype)
+        numbers = fresh_zeros((self.span,), self.dtype)
         self.source.read_into(numbers, self.offset)
         content = numbers.view(np.uint8)
-        if self.checksum:
-            self.check(zlib.crc32(content))
+        if self.checksum and zlib.crc32(content) != self.checksum:
+            raise ValueError(f"{self.source.path} is damaged: a tensor does not have its checksum; fetch it again.")
         if self.in_order:
             return numbers.reshape(self.shape)
         steps = [stride * self.dtype.itemsize if size > 1 else 0 for size, stride in zip(self.shape, self.strides)]
-        ordered = aligned_empty(self.shape, self.dtype)
+        ordered = fresh_zeros(self.shape, self.dtype)
         ordered[...] = np.ndarray(self.shape, self.dtype, content, strides=steps)
         return ordered
-
-    def read_rows(self, array, first):
-        self.source.read_into(array, self.offset + first * (self.nbytes // self.shape[0]))
-
-    def check(self, checksum):
-        """Raises ``ValueError`` unless this is the checksum of its bytes."""
-        if checksum != self.checksum:
-            raise ValueError(f"{self.source.path} is damaged: a tensor does not have its checksum; fetch it again.")
