@@ -1,0 +1,269 @@
+"""Text that a model writes: KerasHub's generation, compiled once for many prompts, and only of ids that decode."""
+
+import copy
+import functools
+import operator
+import weakref
+
+import jax
+import keras
+import keras_hub
+import numpy as np
+import tqdm
+from keras import ops
+
+from optbook._arrays import next_power_of_two
+from optbook._validation import check_count, check_inputs
+from optbook.layers import MASKED_SCORE
+from optbook.tokens import tokenize_batch
+
+PAD = 1
+SHORTEST = 16  # tokens; shorter sequences share the program of this length
+LONG = 200e9  # bytes of weights read for all tokens together, about ten seconds' work, from which a bar is shown
+
+
+def generate(
+    lm,
+    prompts,
+    max_new_tokens=None,
+    max_length=None,
+    sampler="greedy",
+    seed=None,
+    stop_token_ids="auto",
+    strip_prompt=False,
+):
+    """Continues texts by KerasHub's ``OPTCausalLM.generate_step`` and samplers.
+
+    The number of prompts and the length are padded to the next power of two (the length at least to 16, at most to the
+    model's positions), so that prompts of 5, 6 and 7 tokens share one compiled program; it runs only to the length that
+    was asked for. Ids without a token, as the last 7 rows of the published models' tables, get no probability, so they
+    never come out. What ``lm`` was compiled with is not changed.
+
+    Parameters
+    ----------
+    lm : keras_hub.models.OPTCausalLM
+        With a preprocessor, as `causal_lm` gives it, around our backbone or KerasHub's.
+    prompts : str or list of str
+    max_new_tokens : int, optional
+        How many tokens each prompt gets at most.
+    max_length : int, optional
+        How many tokens each text has at most, its start token and prompt among them. Give one of the two; without
+        either it is the preprocessor's ``sequence_length``, as in KerasHub.
+    sampler : str or keras_hub.samplers.Sampler
+        Samplers of one class with equal settings share a compiled program.
+    seed : int, optional
+        The same seed gives the same texts for the same prompts, whatever was sampled before. Without one a sampler
+        goes on from its own state.
+    stop_token_ids : "auto", None or tuple of int
+        The ids at which a text ends; they are not part of it. ``"auto"`` is the end token; with None every text gets
+        its full length.
+    strip_prompt : bool
+        Return only what was added to the prompts.
+
+    Returns
+    -------
+    str, or list of str for a list of prompts
+        A character cut in the middle of its bytes comes out as U+FFFD.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a prompt that is no text, is not what its tokens decode to, or leaves no room for a new token; for more
+        tokens than the model has positions; for a sampler that KerasHub does not have.
+    """
+    if not isinstance(lm, keras_hub.models.OPTCausalLM) or lm.preprocessor is None:
+        raise TypeError(f"lm must be an OPTCausalLM with a preprocessor, as optbook.causal_lm gives, not {lm!r}.")
+    sampling = _Sampling(sampler)
+    tokenizer, backbone = lm.preprocessor.tokenizer, lm.backbone
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    inputs = _tokenize(tokenizer, texts)
+    starts = inputs["padding_mask"].sum(axis=-1)
+    ends = _ends(starts, max_new_tokens, max_length, lm)
+    check_inputs(inputs, backbone.vocabulary_size, backbone.max_sequence_length)
+    stops = (tokenizer.end_token_id,) if stop_token_ids == "auto" else stop_token_ids
+    stops = None if stops is None else tuple(operator.index(token_id) for token_id in stops)
+
+    length = min(max(next_power_of_two(ends.max()), SHORTEST), backbone.max_sequence_length)
+    inputs = _pad(inputs, next_power_of_two(len(texts)), length, stops)
+    has_token = np.isin(np.arange(backbone.vocabulary_size), list(tokenizer.vocabulary.values()))
+    weights = [variable.value for variable in lm.variables]
+    steps = ends.max() - starts.min()
+    is_long = bool(steps * sum(weight.nbytes for weight in weights) > LONG)
+    with _Bar(total=steps, desc="generate", unit="token", disable=not is_long):
+        token_ids, state = _run(
+            weakref.ref(lm),
+            sampling,
+            stops,
+            is_long,
+            weights,
+            sampling.state(seed),
+            inputs,
+            has_token,
+            length - ends.max(),
+        )
+        token_ids = np.asarray(token_ids)
+    sampling.keep(state)
+
+    added = [_until(row[start:end], stops) for row, start, end in zip(token_ids, starts, ends)]
+    added = [tokenizer.detokenize(ids[~np.isin(ids, tokenizer.special_token_ids)].tolist()) for ids in added]
+    written = added if strip_prompt else [text + more for text, more in zip(texts, added)]
+    return written[0] if isinstance(prompts, str) else written
+
+
+class _Sampling:
+    """A sampler as a compiled program sees it: equal to another of its class and settings, whatever their random state.
+
+    A program is compiled with one sampler and run with the state of any equal one.
+    """
+
+    def __init__(self, sampler):
+        self.sampler = keras_hub.samplers.get(sampler)
+        if not isinstance(self.sampler, keras_hub.samplers.Sampler):
+            raise ValueError(f"sampler must be the name of a KerasHub sampler, as 'top_p', or one, but is {sampler!r}.")
+        settings = {name: value for name, value in vars(self.sampler).items() if "seed" not in name}
+        self.key = type(self.sampler), repr(sorted(settings.items()))
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+    def state(self, seed):
+        if seed is None:
+            return [variable.value for variable in self.sampler.variables]
+        return [keras.random.SeedGenerator(seed).state.value for _ in self.sampler.variables]
+
+    def keep(self, state):
+        for variable, value in zip(self.sampler.variables, state):
+            variable.assign(value)
+
+
+class _Bar(tqdm.tqdm):
+    """A progress bar that a compiled program can move on."""
+
+    running = None
+
+    def __enter__(self):
+        _Bar.running = self
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        jax.effects_barrier()  # what the program has still to tell
+        return super().__exit__(*error)
+
+
+@functools.partial(jax.jit, static_argnames=("lm", "sampling", "stops", "tells_progress"))
+def _run(lm, sampling, stops, tells_progress, weights, state, inputs, has_token, unused):
+    """KerasHub's generation of one batch: ids of shape (batch, T), and the sampler's state after it.
+
+    ``lm`` is a weak reference, so that the compiled program, which JAX keeps, keeps no model alive. The last ``unused``
+    positions are not generated. JAX cannot keep a program that tells its progress between processes: short runs do not.
+    """
+    lm, sampler = lm(), sampling.sampler
+
+    def restricted(next, cache, **kwargs):
+        """The sampler with what `generate` adds to KerasHub's; ``generate_step`` calls it in the sampler's place."""
+
+        def next_with_token(prompt, caches, index):
+            if tells_progress:
+                jax.debug.callback(lambda: _Bar.running.update())
+            logits, hidden_states, caches = _next_logits(lm, prompt, caches, index - 1)
+            return ops.where(has_token, ops.cast(logits, "float32"), MASKED_SCORE), hidden_states, caches
+
+        def run_loop(cond, body, maximum_iterations, **kwargs):
+            return sampler.run_loop(cond, body, maximum_iterations=maximum_iterations - unused, **kwargs)
+
+        limited = copy.copy(sampler)
+        limited.run_loop = run_loop
+        caches = tuple(cache[:, layer] for layer in range(lm.backbone.num_layers))
+        return limited(next=next_with_token, cache=caches, **kwargs)
+
+    compiled_with = lm.sampler
+    mapping = [*zip(sampler.variables, state), *zip(lm.variables, weights)]
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        lm.sampler = restricted
+        try:
+            outputs = lm.generate_step(inputs, stop_token_ids=stops)
+        finally:
+            lm.sampler = compiled_with
+    return outputs["token_ids"], [scope.get_current_value(variable) for variable in sampler.variables]
+
+
+def _next_logits(lm, prompt, caches, position):
+    """``OPTCausalLM.call_with_cache`` of one token, with a cache for each layer: XLA updates those in place.
+
+    KerasHub stacks the layers' caches into one array, which is copied for every token. Returns logits of shape
+    (batch, vocabulary_size), hidden states of shape (batch, hidden_dim) and the new caches.
+    """
+    backbone, updated = lm.backbone, []
+    token_ids = ops.slice(prompt, [0, position], [ops.shape(prompt)[0], 1])
+    x = backbone.embeddings(token_ids, start_index=position)  # (batch, 1, hidden_dim)
+    for layer, cache in zip(backbone.transformer_layers, caches):
+        x, cache = layer(x, self_attention_cache=cache, self_attention_cache_update_index=position)
+        updated.append(cache)
+    x = backbone.layer_norm(x)
+    logits = backbone.token_embedding(x, reverse=True)
+    return ops.squeeze(logits, axis=1), ops.squeeze(x, axis=1), tuple(updated)
+
+
+def _tokenize(tokenizer, texts):
+    """Prompts as the model reads them; refuses those that are not what their tokens decode to."""
+    if not texts:
+        raise ValueError("there is no prompt to continue: prompts is empty.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"a prompt must be a str, but prompt {number} is {text!r}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt {number} is no Unicode text: {text!r} has {error.reason}.") from None
+        decoded = tokenizer.detokenize(tokenizer(text))
+        if decoded != text:
+            raise ValueError(f"prompt {number}, {text!r}, does not decode: its tokens give back {decoded!r}.")
+    return tokenize_batch(tokenizer, texts)
+
+
+def _ends(starts, max_new_tokens, max_length, lm):
+    """At how many tokens each text ends at the latest; ``starts`` are the lengths of the prompts."""
+    if max_new_tokens is not None and max_length is not None:
+        raise ValueError("give max_new_tokens or max_length, not both.")
+    positions = lm.backbone.max_sequence_length
+    if max_new_tokens is not None:
+        check_count("max_new_tokens", max_new_tokens)
+        ends = starts + max_new_tokens
+    else:
+        max_length = min(lm.preprocessor.sequence_length, positions) if max_length is None else max_length
+        check_count("max_length", max_length)
+        ends = np.full_like(starts, max_length)
+    number = int(starts.argmax())
+    prompt = f"prompt {number} has {starts[number]} tokens, start token included"
+    if starts[number] >= positions:
+        raise ValueError(f"{prompt}, and the model {positions} positions, which leaves no room for new tokens.")
+    if max_new_tokens is not None and ends[number] > positions:
+        raise ValueError(
+            f"{prompt}, and the model {positions} positions: max_new_tokens can be at most "
+            f"{positions - starts[number]}, but is {max_new_tokens}."
+        )
+    if ends[number] > positions:
+        raise ValueError(f"max_length can be at most {positions}, the positions of the model, but is {max_length}.")
+    if starts[number] >= ends[number]:
+        raise ValueError(f"{prompt}, which leaves no room for new tokens in max_length {max_length}.")
+    return ends
+
+
+def _pad(inputs, batch_size, length, stops):
+    """Prompts padded on the right to ``length``, and rows added that are finished from the start."""
+    rows, columns = inputs["token_ids"].shape
+    token_ids = np.full((batch_size, length), PAD, "int32")
+    padding_mask = np.zeros((batch_size, length), bool)
+    token_ids[:rows, :columns], padding_mask[:rows, :columns] = inputs["token_ids"], inputs["padding_mask"]
+    padding_mask[rows:, :-1] = True  # given but for the last token, in whose place stands what ends a text
+    token_ids[rows:, -1] = stops[0] if stops else PAD
+    return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+
+def _until(token_ids, stops):
+    """What stands before the first of ``stops``."""
+    found = np.flatnonzero(np.isin(token_ids, stops or ()))
+    return token_ids[: found[0]] if len(found) else token_ids
