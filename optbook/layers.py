@@ -327,6 +327,12 @@ class DecoderLayer(layers.Layer):
             outputs = self.feedforward_layer_norm(outputs)
         return (outputs, *extras) if extras else outputs
 
+    def compute_output_spec(self, decoder_sequence, decoder_padding_mask=None, *args, **kwargs):
+        if args or kwargs:
+            return super().compute_output_spec(decoder_sequence, decoder_padding_mask, *args, **kwargs)
+        # What Keras would else find out by tracing the layer, which is most of the time that building a model takes.
+        return keras.KerasTensor(decoder_sequence.shape, self.compute_dtype)
+
     def get_config(self):
         config = super().get_config()
         config["intermediate_dim"] = self.intermediate_dim

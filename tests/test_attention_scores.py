@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -10,6 +11,17 @@ from small_models import INPUTS, SIZES, assert_close, make_pair
 import optbook
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_layer_says_beforehand_what_it_returns(dtype):
+    """Symbolic inputs, as of a functional model, with and without what a layer returns on top."""
+    layer = optbook.layers.DecoderLayer(8, 2, dtype=dtype)
+    sequence, mask = keras.Input((5, 4)), keras.Input((5,), dtype="int32")
+    for args, options in [((), {}), ((mask,), {}), ((mask,), {"return_attention_scores": True})]:
+        told = keras.tree.flatten(layer(sequence, *args, **options))
+        real = keras.tree.flatten(layer(np.ones((2, 5, 4)), *[np.ones((2, 5), "int32") for _ in args], **options))
+        assert [(spec.shape[1:], spec.dtype) for spec in told] == [(one.shape[1:], one.dtype.name) for one in real]
 
 
 @pytest.fixture(scope="module", params=DTYPES)

@@ -1,6 +1,7 @@
 """What our backbone saves, KerasHub's classes load, and the other way round."""
 
 import json
+import shutil
 
 import h5py
 import keras
@@ -53,6 +54,20 @@ def test_we_load_keras_hubs(saved):
     _, ours, folder, _ = saved
     loaded = optbook.OPTBackbone.from_preset(str(folder), dtype=ours.dtype_policy)
     assert type(loaded) is optbook.OPTBackbone
+    assert_same_weights(loaded, ours)
+
+
+def test_arrays_that_hdf5_keeps_in_chunks_load_too(saved, tmp_path):
+    theirs, ours, folder, _ = saved
+    shutil.copytree(folder, tmp_path / "chunked")
+    with h5py.File(folder / "model.weights.h5") as whole, h5py.File(tmp_path / "chunked/model.weights.h5", "w") as file:
+        arrays = []
+        whole.visititems(lambda name, item: arrays.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in arrays:
+            chunked = file.create_dataset(name, data=whole[name][()], chunks=True, compression="gzip")
+            chunked.attrs.update(whole[name].attrs)
+    assert arrays
+    loaded = optbook.OPTBackbone.from_preset(str(tmp_path / "chunked"), dtype=ours.dtype_policy)
     assert_same_weights(loaded, ours)
 
 

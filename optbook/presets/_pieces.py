@@ -1,8 +1,10 @@
 """A model's variables given their values one at a time, so that no second copy of the model is ever held."""
 
+import collections
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +14,7 @@ import keras
 import numpy as np
 import tqdm
 
+AHEAD = 2  # arrays read at a time: one thread takes longer to fill fresh memory than a disk to read it
 LARGE_FILE = 100_000_000  # bytes from which reading deserves a progress bar
 
 
@@ -28,15 +31,15 @@ class Piece(NamedTuple):
 
 
 def assign(pieces):
-    """Gives each variable its value; while it is brought into form, the array after it is read."""
+    """Gives each variable its value; while it is brought into form, the arrays after it are read."""
     with contextlib.ExitStack() as stack:
         bars = {file: stack.enter_context(_bar(file)) for file in dict.fromkeys(piece.file for piece in pieces)}
-        reader = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        reading = reader.submit(pieces[0].read)
-        for piece, following in zip(pieces, [*pieces[1:], None]):
-            array = reading.result()
-            if following:
-                reading = reader.submit(following.read)
+        readers = stack.enter_context(concurrent.futures.ThreadPoolExecutor(AHEAD))
+        coming = iter(pieces)
+        reading = collections.deque(readers.submit(piece.read) for piece in itertools.islice(coming, AHEAD))
+        for piece in pieces:
+            array = reading.popleft().result()
+            reading.extend(readers.submit(following.read) for following in itertools.islice(coming, 1))
             variable = piece.variable
             value = jax.device_put(array, may_alias=True)  # a CPU takes the array over as it is
             if piece.transposed or array.dtype != variable.dtype or array.shape != variable.shape:

@@ -14,6 +14,7 @@ import numpy as np
 from optbook._arrays import fresh_zeros
 from optbook._files import replacing, write_json
 from optbook.presets._pieces import Piece
+from optbook.presets.lazy_tensors import WeightFile
 
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
@@ -65,10 +66,14 @@ def own_variables(layer):
     return [layer.embeddings] if hasattr(layer, "embeddings") else layer.weights
 
 
-def _read(dataset, rows):
+def _read(dataset, source, rows):
     """The first rows of an array of an HDF5 file, in the type it was saved from."""
     array = fresh_zeros((rows, *dataset.shape[1:]), dataset.dtype)
-    dataset.read_direct(array, np.s_[:rows])
+    start = dataset.id.get_offset()
+    if start is None:  # in chunks
+        dataset.read_direct(array, np.s_[:rows])
+    else:  # as Keras writes it; HDF5 reads one array at a time
+        source.read_into(array, start)
     return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
 
 
@@ -92,11 +97,13 @@ def pieces(backbone, folder):
                 if name not in opened:
                     if not (folder / name).exists():
                         raise FileNotFoundError(f"{folder} has no {name}.")
-                    opened[name] = stack.enter_context(h5py.File(folder / name, "r"))
+                    source = stack.enter_context(WeightFile(folder / name))
+                    opened[name] = stack.enter_context(h5py.File(folder / name, "r")), source
                 # Files written by early Keras 3 call the projections _query_dense and so on.
                 for candidate in (path, path.replace("_layer/", "_layer/_")):
-                    variables = opened[name].get(f"{candidate}/vars", {})
-                    merged.update({key: (folder / name, dataset) for key, dataset in variables.items()})
+                    file, source = opened[name]
+                    variables = file.get(f"{candidate}/vars", {})
+                    merged.update({key: (dataset, source) for key, dataset in variables.items()})
             return merged
 
         found = []
@@ -106,7 +113,7 @@ def pieces(backbone, folder):
             if len(datasets) != len(variables):
                 raise ValueError(f"{folder}: {path} holds {len(datasets)} arrays where {len(variables)} are needed.")
             for key, variable in zip(sorted(datasets), variables):
-                file, dataset = datasets[key]
+                dataset, source = datasets[key]
                 rows = dataset.shape[0]
                 if path.endswith("position_embedding"):  # the first rows are kept of a table asked to be shorter
                     rows = min(rows, backbone.max_sequence_length)
@@ -114,7 +121,7 @@ def pieces(backbone, folder):
                     raise ValueError(
                         f"{folder}: {path} has shape {dataset.shape} where the model has {tuple(variable.shape)}."
                     )
-                found.append(Piece(variable, file, functools.partial(_read, dataset, rows)))
+                found.append(Piece(variable, source.path, functools.partial(_read, dataset, source, rows)))
         yield found
 
 
