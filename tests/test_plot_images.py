@@ -96,6 +96,12 @@ def test_entropy():
 
 
 @compared()
+def test_lines_with_levels():
+    curves = {"training": 1 + 6 / np.arange(1.0, 20), "held out": 2 + 5 / np.arange(1.0, 20)}
+    return plot.lines(curves, range(19), "step", "nats", levels={"ln V": 7.0, "unigram": 4.5, "bigram": 2.5})
+
+
+@compared()
 def test_pieces():
     return plot.pieces(RECORD.tokens[0], list(range(9)))
 

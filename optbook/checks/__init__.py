@@ -1,12 +1,24 @@
 """Checks that say what is wrong and why: parity with a reference, and the exercises of each chapter."""
 
-from optbook.checks import attention, backbone, decoder, embeddings, masks, presets, reading, tokens
+from optbook.checks import (
+    attention,
+    backbone,
+    decoder,
+    embeddings,
+    generation,
+    masks,
+    presets,
+    reading,
+    tokens,
+    training,
+)
 from optbook.checks._core import NotYet, parity
 
 __all__ = [
     "NotYet",
     "attention",
     "embeddings",
+    "generation",
     "backbone",
     "masks",
     "parity",
@@ -14,4 +26,5 @@ __all__ = [
     "presets",
     "reading",
     "tokens",
+    "training",
 ]

@@ -1,7 +1,7 @@
 """Pictures for the chapters. Every function returns a matplotlib Figure; none of them shows or saves it."""
 
 from optbook.plot.attention import head, heads, model
-from optbook.plot.charts import bar_groups, bars, histograms, lines, matrices, shares, texts
+from optbook.plot.charts import bar_groups, bars, histograms, lines, matrices, shares, texts, trade_offs
 from optbook.plot.masking import masks, stages
 from optbook.plot.reading import tokens
 from optbook.plot.summaries import entropy, roles
@@ -25,4 +25,5 @@ __all__ = [
     "stages",
     "texts",
     "tokens",
+    "trade_offs",
 ]

@@ -2,9 +2,12 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from optbook.plot._labels import drawable
-from optbook.plot._style import CONTINUOUS, DIVERGING, draw_matrix, figure_function
+from optbook.plot._style import CONTINUOUS, DIVERGING, WIDTH, draw_matrix, figure_function
+
+MARKERS = "os^DvPX*"
 
 
 @figure_function
@@ -79,10 +82,13 @@ def texts(values, written, rows, columns, xlabel="", label="", low=0.0, high=1.0
 
 
 @figure_function
-def lines(curves, x=None, xlabel="", ylabel="", title="", log_y=False, size=(6.5, 3.2), marker=None, log_x=False):
+def lines(
+    curves, x=None, xlabel="", ylabel="", title="", log_y=False, size=(6.5, 3.2), marker=None, log_x=False, levels=None
+):
     """Curves over a common axis; ``curves`` is a dict of name to numbers, ``x`` the common positions.
 
-    With ``log_x`` the positions are few and each gets its tick, as for widths that double.
+    With ``log_x`` the positions are few and each gets its tick, as for widths that double. ``levels`` is a dict of name
+    to height: dashed lines to compare the curves with, named at the right.
     """
     figure, ax = plt.subplots(figsize=size)
     for name, values in curves.items():
@@ -93,6 +99,9 @@ def lines(curves, x=None, xlabel="", ylabel="", title="", log_y=False, size=(6.5
     if log_x:
         ax.set_xscale("log", base=2)
         ax.set_xticks(x, [str(position) for position in x])
+    for name, height in (levels or {}).items():
+        ax.axhline(height, color="0.5", linestyle="--", linewidth=1, zorder=1)
+        ax.annotate(name, (1, height), (4, 0), ax.get_yaxis_transform(), "offset points", va="center", fontsize=8)
     if len(curves) > 1:
         ax.legend(frameon=False)
     return figure
@@ -127,7 +136,7 @@ def bar_groups(series, ylabel="", title="", log_y=False, size=(9.0, 3.0)):
     ax.set(ylabel=ylabel, title=title)
     if log_y:
         ax.set_yscale("log")
-    ax.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(series), frameon=False)  # never over a bar
     return figure
 
 
@@ -161,3 +170,44 @@ def shares(values, xlabel="share", size=(7.0, 2.8)):
     ax.invert_yaxis()
     ax.legend(frameon=False, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
+
+
+@figure_function
+def trade_offs(points, pairs):
+    """Small multiples of the same things: one number against another, for several pairs of numbers.
+
+    Parameters
+    ----------
+    points : list of dict
+        Each with the numbers by name, with ``group`` (one color and one line for each) and with ``kind`` (one marker
+        for each, explained if there are several). A point that lacks a number of a pair is not drawn there.
+    pairs : list of ((str, str), (str, str))
+        For each axes the name of the number across and what it is called, then the same for the number up.
+    """
+    groups, kinds = (list(dict.fromkeys(point[name] for point in points)) for name in ("group", "kind"))
+    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    look = {group: (colors[number % 6], "-:"[number // 6 % 2]) for number, group in enumerate(groups)}
+    markers = {kind: MARKERS[number % len(MARKERS)] for number, kind in enumerate(kinds)}
+    figure, axes = plt.subplots(1, len(pairs), figsize=(WIDTH / 3 * len(pairs), 3.3), squeeze=False)
+    for ax, ((across, xlabel), (up, ylabel)) in zip(axes.flat, pairs):
+        for group, (color, style) in look.items():
+            own = [p for p in points if p["group"] == group and None not in (p.get(across), p.get(up))]
+            ax.plot([p[across] for p in own], [p[up] for p in own], style, color=color, linewidth=1, alpha=0.6)
+            for p in own:
+                ax.plot(p[across], p[up], markers[p["kind"]], color=color, markersize=7)
+        ax.set(xlabel=xlabel, ylabel=ylabel, xlim=_wide_enough(points, across), ylim=_wide_enough(points, up))
+    keys = [Line2D([], [], color=color, ls=style, label=drawable(group)) for group, (color, style) in look.items()]
+    if len(kinds) > 1:
+        keys += [
+            Line2D([], [], color="0.3", ls="", marker=marker, label=drawable(kind)) for kind, marker in markers.items()
+        ]
+    figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4), frameon=False)
+    return figure
+
+
+def _wide_enough(points, name):
+    """Limits of an axis: at least a tenth of its largest value, so that a difference of a percent looks like one."""
+    values = [point[name] for point in points if point.get(name) is not None]
+    low, high = min(values), max(values)
+    span = max(1.25 * (high - low), 0.1 * abs(high)) or 1.0
+    return (low + high - span) / 2, (low + high + span) / 2
