@@ -1,4 +1,4 @@
-"""For nbval: a kernel that was killed is reported at once and as such, not as a time-out of its cell."""
+"""For nbval: a killed kernel is reported at once and as such, not as a time-out; each kernel's memory has a limit."""
 
 import time
 from queue import Empty
@@ -29,3 +29,36 @@ def _get_message(self, stream, timeout=None):
 
 if RunningKernel is not None:
     RunningKernel.get_message = _get_message
+
+
+def pytest_collectstart(collector):
+    """Of a record (optbook.compare.record) its text is compared, where ≈ marks what was measured: nbval_sanitize.cfg."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += ("application/vnd.optbook.report+json",)
+
+
+MAX_MB = 1500  # Binder gives a reader 2 GB, and JupyterLab takes its part of them
+PEAK = "__import__('resource').getrusage(0).ru_maxrss * (1 if __import__('sys').platform == 'darwin' else 1024)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After the last cell of a notebook: the most resident memory that its kernel had goes into the report."""
+    kernel = getattr(item.parent, "kernel", None)
+    is_last = nextitem is None or nextitem.parent is not item.parent
+    if not (is_last and kernel and kernel.is_alive()):
+        return (yield)
+    answer = kernel.kc.execute("", silent=True, user_expressions={"peak": PEAK}, reply=True, timeout=30)["content"]
+    peak_mb = int(answer["user_expressions"]["peak"]["data"]["text/plain"]) / 1e6
+    item.user_properties.append(("kernel_peak_mb", peak_mb))
+    yield
+    if peak_mb > MAX_MB:
+        pytest.fail(f"the notebook's kernel reached {peak_mb:.0f} MB, more than {MAX_MB}", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [*terminalreporter.getreports(""), *terminalreporter.getreports("error")]
+    peaks = {report.fspath: dict(report.user_properties).get("kernel_peak_mb") for report in reports}
+    for path, peak_mb in sorted(peaks.items()):
+        if peak_mb:
+            terminalreporter.write_line(f"{path}: the kernel reached {peak_mb:.0f} MB")

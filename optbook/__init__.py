@@ -1,34 +1,54 @@
-"""OPT, one layer at a time: the helper package of the notebooks."""
+"""OPT, one layer at a time: the helper package of the notebooks.
+
+Importing it chooses Keras's JAX backend. Keras and JAX themselves, which take seconds, are loaded with the first name
+that needs them: the command line answers at once, and a sweep's own process stays small.
+"""
+
+import importlib
 
 from optbook import _runtime
 
 _runtime.require_jax_backend()
-with _runtime.tensorflow_hidden(), _runtime.progress_bar_warning_hidden():
-    import keras_hub  # noqa: F401  (here, so that it is loaded without TensorFlow)
-_runtime.configure_jax()
+_runtime.watch_imports()
 
-from optbook import checks, layers, masks, plot  # noqa: E402
-from optbook.attention import AttentionRecord, head_scores, record_attention  # noqa: E402
-from optbook.backbone import OPTBackbone  # noqa: E402
-from optbook.html_view import view  # noqa: E402
-from optbook.machine import doctor  # noqa: E402
-from optbook.memory import plan  # noqa: E402
-from optbook.presets import causal_lm, export, preset_table, tokenizer  # noqa: E402
+# Each public name and the module that it comes from; modules that are public themselves come from here.
+_HOMES = {
+    "AttentionRecord": "attention",
+    "OPTBackbone": "backbone",
+    "Perplexity": "evaluation",
+    "causal_lm": "presets",
+    "checks": None,
+    "compare": None,
+    "doctor": "machine",
+    "export": "presets",
+    "generate": "generation",
+    "head_scores": "attention",
+    "layers": None,
+    "masks": None,
+    "perplexity": "evaluation",
+    "plan": "memory",
+    "plot": None,
+    "preset_table": "presets",
+    "record_attention": "attention",
+    "tokenizer": "presets",
+    "view": "html_view",
+}
+__all__ = list(_HOMES)
 
-__all__ = [
-    "AttentionRecord",
-    "OPTBackbone",
-    "causal_lm",
-    "checks",
-    "doctor",
-    "export",
-    "head_scores",
-    "layers",
-    "masks",
-    "plan",
-    "plot",
-    "preset_table",
-    "record_attention",
-    "tokenizer",
-    "view",
-]
+
+def __getattr__(name):
+    """Called by Python for a name that is not loaded yet."""
+    home = _HOMES.get(name)
+    if home:
+        globals()[name] = getattr(importlib.import_module(f"optbook.{home}"), name)
+        return globals()[name]
+    try:
+        return importlib.import_module(f"optbook.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"optbook.{name}":
+            raise
+        raise AttributeError(f"module 'optbook' has no attribute {name!r}") from None
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

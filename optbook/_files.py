@@ -1,8 +1,11 @@
 """How files are written: beside, then renamed, so that a stopped run leaves no half file."""
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 
@@ -25,3 +28,10 @@ def replace_text(path, text):
 
 def write_json(path, content):
     replace_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def temporary_folder():
+    """An empty folder, which goes when Python ends."""
+    folder = tempfile.mkdtemp(prefix="optbook-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.abc
+import importlib.util
 import os
 import sys
 import warnings
@@ -20,6 +21,55 @@ def require_jax_backend():
         remedy = "Restart Python and set KERAS_BACKEND='jax' before the first import of keras."
     if backend != "jax":
         raise ImportError(f"optbook runs on Keras's JAX backend, but the backend is {backend!r}. {remedy}")
+
+
+class _WhenImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Has one module loaded inside a context, whoever imports it, and whenever."""
+
+    def __init__(self, name, context):
+        self.name, self.context, self.loader, self.searching = name, context, None, False
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name or self.searching:
+            return None
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)  # as the finders behind this one see it
+        finally:
+            self.searching = False
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self.loader
+        with self.context():
+            self.loader.exec_module(module)
+
+
+def watch_imports():
+    """From now on keras_hub is loaded without TensorFlow and JAX configured, by optbook or by the user."""
+    for name, context in {"keras_hub": keras_hub_alone, "jax": then_configured}.items():
+        if name not in sys.modules:
+            sys.meta_path.insert(0, _WhenImported(name, context))
+    if "jax" in sys.modules:
+        configure_jax()
+
+
+@contextlib.contextmanager
+def keras_hub_alone():
+    """While keras_hub is loaded: no TensorFlow, and no word of a progress bar."""
+    with tensorflow_hidden(), progress_bar_warning_hidden():
+        yield
+
+
+@contextlib.contextmanager
+def then_configured():
+    yield
+    configure_jax()
 
 
 class _TensorFlowIsAbsent(importlib.abc.MetaPathFinder):

@@ -1,5 +1,7 @@
-"""The command line: `optbook doctor` looks at the machine, `plan` counts memory, `run` executes the chapters."""
+"""The command line: `doctor` looks at the machine, `plan` counts memory, `run` executes chapters, `compare` sweeps."""
 
+import contextlib
+import math
 import sys
 from pathlib import Path
 
@@ -108,6 +110,72 @@ def run(chapters, out):
     console.print(table)
     console.print(f"Executed notebooks: {out / 'notebooks'}; pages: {out / 'index.html'}")
     sys.exit(any(done.problem for done in runs.values()))
+
+
+@main.command()
+@click.argument("notebook", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE,…", help="Values of a parameter, typed as by papermill -p."
+)
+@click.option("--sweep", "file", type=click.Path(exists=True, dir_okay=False), help="The same in YAML: name: [values].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Kernels at a time, here.  [default: 1]")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the workers of this Dask cluster, as tcp://host:8786.")
+@click.option(
+    "--report",
+    "folder",
+    metavar="FOLDER",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Run nothing; write the report of a folder of runs into it.",
+)
+def compare(notebook, settings, file, out, jobs, scheduler, folder):
+    """Run NOTEBOOK with every combination of values; what is complete in --out already is not run again.
+
+    The same command goes on with a sweep that was stopped, and repeats what failed. The exit code is 0 when all runs
+    are complete, 1 when some are not, 2 for bad use, 130 after Ctrl-C.
+    """
+    from optbook import compare
+    from optbook.compare.values import from_command_line
+
+    if (notebook is None) == (folder is None):
+        raise click.UsageError("name a notebook to run, or --report FOLDER to look at the runs of a folder.")
+    if jobs and scheduler:
+        raise click.UsageError("--jobs counts kernels here; on a cluster the workers of --scheduler decide.")
+    try:
+        if folder:
+            click.echo(compare.report(folder))
+            return
+        values = from_command_line(settings, file)
+        with _sweep_bar(notebook.stem, math.prod(map(len, values.values()))) as progress:
+            found = compare.sweep(notebook, values, out, jobs or 1, scheduler, progress)
+    except ConnectionError as error:
+        raise click.ClickException(str(error)) from None
+    except (ValueError, TypeError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. What is complete in {out} stays; the same command goes on.", err=True)
+        sys.exit(130)  # as shells have it for Ctrl-C
+    complete = sum(run.state == "complete" for run in found)
+    click.echo(f"{complete} of {len(found)} runs are complete in {out}.")
+    sys.exit(complete < len(found))
+
+
+@contextlib.contextmanager
+def _sweep_bar(title, total):
+    """A bar, and above it a line for each run that has ended."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console()) as bar:
+        task = bar.add_task(title, total=total)
+
+        def progress(run, ended, _):
+            took = f"{run.seconds:.0f} s, {run.peak_memory / 1e6:.0f} MB" if run.seconds else ""
+            line = f"{run.state:8}  {run.path.stem}  {took}  {run.error or ''}"
+            bar.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+            bar.update(task, completed=ended)
+
+        yield progress
 
 
 def _folder(path):

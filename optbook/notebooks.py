@@ -28,8 +28,8 @@ class Run:
     problem: str | None
 
 
-class _MemoryWatch(threading.Thread):
-    """Samples the resident memory of a process, ten times a second."""
+class MemoryWatch(threading.Thread):
+    """Samples the resident memory of a client's kernel, ten times a second, while its block runs."""
 
     def __init__(self, client):
         super().__init__(daemon=True)
@@ -40,9 +40,20 @@ class _MemoryWatch(threading.Thread):
             pid = getattr(getattr(self.client.km, "provisioner", None), "pid", None)
             if pid is not None:
                 try:
-                    self.peak_mb = max(self.peak_mb, psutil.Process(pid).memory_info().rss / 1e6)
+                    self.look(psutil.Process(pid))
                 except psutil.Error:  # not started yet, or just ended
                     continue
+
+    def look(self, kernel):
+        self.peak_mb = max(self.peak_mb, kernel.memory_info().rss / 1e6)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.join()
 
 
 def execute(path, progress=None):
@@ -80,20 +91,17 @@ def execute(path, progress=None):
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=cell_executed,
     )
-    watch = _MemoryWatch(client)
-    watch.start()
+    watch = MemoryWatch(client)
     started, problem = time.perf_counter(), None
     try:
-        client.execute()
+        with watch:
+            client.execute()
     except nbclient.exceptions.DeadKernelError:
         problem = f"the kernel was killed in code cell {done + 1}, having reached {watch.peak_mb:.0f} MB"
     except nbclient.exceptions.CellTimeoutError:
         problem = f"code cell {done + 1} ran longer than {CELL_TIMEOUT} s"
     except nbclient.exceptions.CellExecutionError as error:
         problem = f"code cell {done}: {error.ename}: {error.evalue}"
-    finally:
-        watch.stopped.set()
-        watch.join()
     return Run(notebook, time.perf_counter() - started, watch.peak_mb, problem)
 
 

@@ -57,7 +57,7 @@ def problems(notebook):
                 follower = cells[number] if number < len(cells) else None
                 if follower is None or not any(re.search(r"\d|True|equal", text_of(o)) for o in follower.outputs):
                     yield f"{where}: a figure without its numbers in the next code cell"
-        tree = ast.parse(re.sub(r"^\s*[%!].*$", "pass", cell.source, flags=re.MULTILINE))
+        tree = ast.parse(re.sub(r"^([ ]*)[%!].*$", r"\1pass", cell.source, flags=re.MULTILINE))
         if number > 1:
             if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree)):
                 yield f"{where}: an import outside the setup cell"

@@ -102,6 +102,33 @@ print(json.dumps([sorted(before), before == after, again is tensorflow, tensor_u
     assert imported(fake_tensorflow) == ["tensorflow", "tensorflow.python"]
 
 
+def test_importing_optbook_loads_nothing_that_takes_seconds(python):
+    loaded = python("import optbook, sys\nprint(json.dumps(sorted({'keras', 'jax', 'numpy'} & set(sys.modules))))")
+    assert loaded == []
+
+
+def test_what_the_user_imports_himself_is_prepared_as_well(python, fake_tensorflow):
+    found = python(
+        """
+import optbook, sys
+import jax
+precision = jax.config.jax_default_matmul_precision
+import keras_hub
+print(json.dumps([precision, type(jax.__spec__.loader).__name__, type(keras_hub.__loader__).__name__]))
+"""
+    )
+    assert found == ["highest", "SourceFileLoader", "SourceFileLoader"]
+    assert imported(fake_tensorflow) == []
+
+
+def test_public_names_are_there_when_asked_for():
+    import optbook
+
+    assert all(hasattr(optbook, name) and name in dir(optbook) for name in optbook.__all__)
+    with pytest.raises(AttributeError, match="module 'optbook' has no attribute 'nothing'"):
+        _ = optbook.nothing
+
+
 @pytest.mark.parametrize("backend", ["tensorflow", "torch"])
 def test_a_wrong_backend_is_said_at_once(python, backend):
     error = python("import optbook", KERAS_BACKEND=backend)
