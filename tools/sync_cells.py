@@ -13,12 +13,23 @@ import textwrap
 from pathlib import Path
 
 import nbformat
+from sync_badges import repository
 
-from optbook import notebooks
+from optbook import machine, notebooks
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 MARK = "# The package's own source: "
-SETUP = """\
+# On Colab, once, what is not there or too old is installed, and nothing else is touched: numpy is loaded before the
+# first cell, jax is built for Colab's GPU, keras-hub would bring TensorFlow. So nothing needs a restart.
+COLAB = " ".join(f"{name}=={machine.locked_versions()[name]}" for name in ("keras", "keras-hub", "papermill"))
+SETUP = f"""\
+import importlib.util
+import sys
+
+if importlib.util.find_spec("optbook") is None:
+    assert "google.colab" in sys.modules, "optbook is not installed for this kernel: see the README, or `make lab`"
+    %pip install --quiet --no-deps {COLAB} https://github.com/{repository()}/archive/main.zip
+
 import optbook  # first: it chooses Keras's JAX backend and keeps TensorFlow away
 
 from pathlib import Path
