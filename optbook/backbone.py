@@ -21,6 +21,9 @@ class _Presets:
 class OPTBackbone(keras_hub.models.Backbone):
     """An OPT decoder, equal to ``keras_hub.models.OPTBackbone`` in signature, weights and output.
 
+    Inputs are ``{"token_ids": …, "padding_mask": …}``, integers of shape (batch, T), the mask 1 for a real token and
+    0 for padding. The output has shape (batch, T, hidden_dim).
+
     Parameters
     ----------
     vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim : int
@@ -38,9 +41,6 @@ class OPTBackbone(keras_hub.models.Backbone):
         False puts each layer's normalizations after the additions and leaves out the final one, as in OPT-350m.
     embedding_dim : int, optional
         Width of the token table where it is not ``hidden_dim``: 512 against 1024 in OPT-350m.
-
-    Inputs are ``{"token_ids": …, "padding_mask": …}``, integers of shape (batch, T), the mask 1 for a real token and
-    0 for padding. The output has shape (batch, T, hidden_dim).
 
     Raises
     ------
