@@ -1,6 +1,7 @@
 """Sweeps: their values, the names of runs, what is run again, how runs fail, two sweeps in one folder, a cluster."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import signal
@@ -243,6 +244,15 @@ def test_a_name_is_recorded_once_in_a_kernel(tmp_path):
     assert run.record == {"total": 3, "name": "a", "other": 1}
 
 
+def test_a_cell_that_is_run_again_in_jupyterlab_may_record_again(monkeypatch):
+    module = sys.modules["optbook.compare.record"]  # the package's name for it is the function's
+    monkeypatch.setattr(module, "_recorded", {})
+    for cell, count, refused in [("one", 1, False), ("one", 1, True), ("one", 2, False), ("two", 3, True)]:
+        monkeypatch.setattr(module, "_executing_cell", lambda at=(cell, count): at)
+        with pytest.raises(ValueError, match="recorded already") if refused else contextlib.nullcontext():
+            compare.record(loss=1.0)
+
+
 # Sweeps
 
 
@@ -420,7 +430,7 @@ def test_a_cluster_with_gpus_gets_one_run_for_each(tmp_path):
 
     timed = "import time\nbegun = time.time()\ntime.sleep(0.3)\nfrom optbook.compare import record\n"
     notebook = write_notebook(tmp_path / "timed.ipynb", timed + "record(begun=begun, ended=time.time())")
-    one = {"n_workers": 1, "threads_per_worker": 3, "processes": False, "dashboard_address": None}
+    one = {"n_workers": 1, "threads_per_worker": 3, "processes": False, "dashboard_address": ":0"}
     with distributed.LocalCluster(**one, resources={"GPU": 1}) as cluster:
         found = compare.sweep(notebook, {"number": [1, 2, 3]}, tmp_path / "runs", scheduler=cluster.scheduler_address)
     times = sorted((run.record["begun"], run.record["ended"]) for run in found)
@@ -441,7 +451,7 @@ def test_an_interrupted_sweep_stops_its_runs_on_the_cluster_too(tmp_path):
         raise KeyboardInterrupt
 
     notebook = write_notebook(tmp_path / "slow.ipynb", "import time\ntime.sleep(60 if number == 2 else 1)")
-    pair = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    pair = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     begun = time.monotonic()
     with distributed.LocalCluster(**pair) as cluster, pytest.raises(KeyboardInterrupt):
         values = {"number": [1, 2, 3]}

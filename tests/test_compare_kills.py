@@ -79,7 +79,7 @@ def kill(process):
 def test_a_worker_of_a_cluster_that_is_killed(notebook, undisturbed):
     import distributed
 
-    begun = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    begun = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with distributed.LocalCluster(**begun) as cluster:
         victim = psutil.Process(random.Random(0).choice([worker.pid for worker in cluster.workers.values()]))
         kernels = []

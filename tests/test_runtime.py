@@ -121,6 +121,10 @@ print(json.dumps([precision, type(jax.__spec__.loader).__name__, type(keras_hub.
     assert imported(fake_tensorflow) == []
 
 
+def test_jax_that_was_imported_before_is_configured(python):
+    assert python("import jax\nimport optbook\nprint(json.dumps(jax.config.jax_default_matmul_precision))") == "highest"
+
+
 def test_public_names_are_there_when_asked_for():
     import optbook
 

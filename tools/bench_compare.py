@@ -30,7 +30,7 @@ from sweeps import write_notebook
 REPEATS = 3  # of whole sweeps
 PAIRS = 9  # of a single run, bare and in a sweep
 RESUMES = 5
-COUNT = "total = 0\nfor i in range(number + 20_000_000):\n    total += i * i % 7"
+COUNT = "total = 0\nfor i in range(number + 40_000_000):\n    total += i * i % 7"
 RECORD = "from optbook.compare import record\nrecord(total=total)"
 
 
