@@ -32,7 +32,7 @@ if RunningKernel is not None:
 
 
 def pytest_collectstart(collector):
-    """Of a record (optbook.compare.record) its text is compared, where ≈ marks what was measured: nbval_sanitize.cfg."""
+    """Of a record (optbook.compare.record) the text is compared, in which ≈ marks what was measured."""
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("application/vnd.optbook.report+json",)
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 TEXTS = ("README.md", "README.zh-CN.md", "CITATION.cff", "CONTRIBUTING.md")
 ADDRESS = re.compile(r"https://github\.com/(?P<repository>[\w.-]+/[\w.-]+?)(\.git)?/?")
 # Where an owner and a repository stand in a link: at GitHub, Colab and Binder.
-LINK = r"(?P<before>https://(?:github\.com/|colab\.research\.google\.com/github/|mybinder\.org/v2/gh/)){}"
+LINK = r"(?P<before>https://(?:github\.com/|colab\.research\.google\.com/github/|mybinder\.org/v2/gh/)){}(?![\w-])"
 MARK = "[Open in Colab]("
 
 
