@@ -1,8 +1,13 @@
 """What chapter 11 measures: its parameters checked, costs watched, two models compared."""
 
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from small_models import randomize
@@ -14,6 +19,7 @@ import keras_hub  # after optbook, which keeps TensorFlow out of it
 
 from optbook import memory, presets, report
 
+ROOT = Path(__file__).parents[1]
 GOOD = dict(
     preset="optbook_700k_en",
     dtype="bfloat16",
@@ -244,3 +250,16 @@ def test_strongest_heads_are_found():
         "induction": {"layer": 1, "head": 1, "score": 0.9},
         "first_token": {"layer": 0, "head": 1, "score": 0.5},
     }
+
+
+@pytest.mark.parametrize(("text", "passes"), [("= 2", True), ("= 3", False)])
+def test_nbval_compares_what_is_exact_in_a_record(tmp_path, text, passes):
+    data = {"application/vnd.optbook.report+json": {}, "text/plain": f"seconds  ≈ 9.8e-05\ncount    {text}"}
+    cell = nbformat.v4.new_code_cell("import optbook\noptbook.compare.record(seconds=1.25, count=2)", execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("display_data", data)]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    options = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"), "-p", "conftest", "-c", os.devnull]
+    command = [sys.executable, "-m", "pytest", "--nbval", *options, str(tmp_path / "a.ipynb")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == (0 if passes else 1), result.stdout
