@@ -13,6 +13,24 @@ def require(condition, message):
         raise NotYet(message)
 
 
+def require_diagnoses(function, suspects, advice):
+    """Requires that ``function`` gives each suspect its verdict.
+
+    Parameters
+    ----------
+    function : callable
+        From a suspect to a verdict.
+    suspects : dict
+        From each verdict to what deserves it.
+    advice : callable
+        From (the right verdict, the given one) to what helps to tell them apart; it ends the sentence.
+    """
+    for truth, suspect in suspects.items():
+        answer = function(suspect)
+        require(answer in suspects, f"the answer was {answer!r}; answer with one of {', '.join(map(repr, suspects))}.")
+        require(answer == truth, f"you called {truth!r} {answer!r}{advice(truth, answer)}.")
+
+
 def parity(ours, theirs, tolerance=1e-5):
     """Asserts that two arrays are equal up to rounding and says so in a line.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from optbook.checks._core import NotYet, require
+from optbook.checks._core import NotYet, require, require_diagnoses
 
 P = 0.6  # what the suspects claim to keep
 VERDICTS = (
@@ -206,10 +206,7 @@ def _sampler(verdict):
 
 def diagnose(function):
     """Checks ``function(sampler) -> str``, one of `VERDICTS`, on all suspects."""
-    for truth in VERDICTS:
-        answer = function(_sampler(truth))
-        require(answer in VERDICTS, f"the answer was {answer!r}; answer with one of {', '.join(map(repr, VERDICTS))}.")
-        require(answer == truth, f"you called {truth!r} {answer!r}{_advice(truth, answer)}.")
+    require_diagnoses(function, {verdict: _sampler(verdict) for verdict in VERDICTS}, _advice)
     return f"right: {len(VERDICTS)} samplers, each named for what it is"
 
 

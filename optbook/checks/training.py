@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from optbook.checks._core import NotYet, require
+from optbook.checks._core import NotYet, require, require_diagnoses
 
 VERDICTS = (
     "sound",
@@ -202,10 +202,7 @@ def _loss_function(verdict):
 
 def diagnose(function):
     """Checks ``function(loss) -> str``, one of `VERDICTS`, on all suspects."""
-    for truth in VERDICTS:
-        answer = function(_loss_function(truth))
-        require(answer in VERDICTS, f"the answer was {answer!r}; answer with one of {', '.join(map(repr, VERDICTS))}.")
-        require(answer == truth, f"you called {truth!r} {answer!r}{_advice(truth, answer)}.")
+    require_diagnoses(function, {verdict: _loss_function(verdict) for verdict in VERDICTS}, _advice)
     return f"right: {len(VERDICTS)} losses, each named for what it is"
 
 
