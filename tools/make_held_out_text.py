@@ -18,9 +18,9 @@ DOMAINS = ("austen", "state_of_the_union_1945_on")
 CHARACTERS = 29_000  # of each
 
 
-def excerpt(text):
-    """The first whole lines, up to ``CHARACTERS``."""
-    return text[: text.rindex("\n", 0, CHARACTERS) + 1]
+def excerpt(text, characters=CHARACTERS):
+    """The first whole lines, up to so many characters."""
+    return text[: text.rindex("\n", 0, characters) + 1]
 
 
 @click.command()

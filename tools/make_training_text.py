@@ -10,7 +10,7 @@ beside the text.
 from pathlib import Path
 
 import click
-from make_held_out_text import DOMAINS
+from make_held_out_text import DOMAINS, excerpt
 from train_presets import split
 
 from optbook._files import replace_text
@@ -23,8 +23,8 @@ CHARACTERS = 100_000  # of each
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
 def main(corpus):
     training = (split((corpus / f"{domain}.txt").read_text(encoding="utf-8"))[0] for domain in DOMAINS)
-    whole_lines = (text[: text.rindex("\n", 0, CHARACTERS) + 1] for text in training)
-    replace_text(ASSETS / "training_text" / "text.txt", "".join(whole_lines))
+    content = "".join(excerpt(text, CHARACTERS) for text in training)
+    replace_text(ASSETS / "training_text" / "text.txt", content)
 
 
 if __name__ == "__main__":
