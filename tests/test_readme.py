@@ -1,5 +1,6 @@
 """The two READMEs say the same in the same order, and what they say of the repository is so."""
 
+import json
 import re
 from pathlib import Path
 
@@ -66,3 +67,9 @@ def test_every_target_that_it_names_is_in_the_makefile():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"(?:^|`)make ([a-z-]+)", ENGLISH, flags=re.MULTILINE) + re.findall(r"`(bench-[a-z]+)`", ENGLISH)
     assert set(named) <= set(targets) and len(named) > 5
+
+
+@pytest.mark.parametrize("text, cells", [(ENGLISH, r"(\d+) cells"), (CHINESE, r"(\d+) 个单元")])
+def test_the_number_of_compared_cells_is_true(text, cells):
+    counts = json.loads((ROOT / "tests" / "compared_cells.json").read_text())
+    assert re.findall(cells, text) == [str(sum(counts.values()))]
