@@ -18,7 +18,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 # What Python, JAX, KerasHub and their first compiled programs hold before any weights: measured on Linux, rounded up.
 INTERPRETER = 500_000_000
 # What Keras and JAX hold for one built decoder layer, its weights aside: measured likewise.
-LAYER_OBJECTS = 750_000
+LAYER_OBJECTS = 350_000
 # JAX takes three quarters of a GPU and leaves the rest, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 GPU_SHARE = 0.75
 WORKING_MAPS = 3  # a layer's softmax holds the maps of all its heads this many times, as in any forward pass
