@@ -69,7 +69,7 @@ def test_every_target_that_it_names_is_in_the_makefile():
     assert set(named) <= set(targets) and len(named) > 5
 
 
-@pytest.mark.parametrize("text, cells", [(ENGLISH, r"(\d+) cells"), (CHINESE, r"(\d+) 个单元")])
+@pytest.mark.parametrize("text, cells", [(ENGLISH, r"(\d+) cells"), (CHINESE, r"(\d+) 个单元的")])
 def test_the_number_of_compared_cells_is_true(text, cells):
     counts = json.loads((ROOT / "tests" / "compared_cells.json").read_text())
     assert re.findall(cells, text) == [str(sum(counts.values()))]
