@@ -120,7 +120,7 @@ def fresh_process(body, python=sys.executable, **environment):
     result = subprocess.run(
         [python, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )
-    marks = ("RESULT ", "FORWARD ", "RECORD ", "LOAD ")
+    marks = ("RESULT ", "FORWARD ", "RECORD ", "LOAD ", "GENERATE ")
     marked = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(marks))
     if result.returncode or not marked:
         return None

@@ -36,7 +36,7 @@ def model(made, **kwargs):
 
 ours = model(optbook.OPTBackbone)
 quantized = model(optbook.OPTBackbone)
-quantized.quantize("int8")
+quantized.backbone.quantize("int8")
 models = {
     "optbook.generate": (ours, optbook.generate),
     "KerasHub's generate, our backbone": (ours, lambda lm, *args, **kwargs: lm.generate(*args, **kwargs)),
@@ -72,7 +72,7 @@ read = sum(weight.value.nbytes for weight in ours.weights) - position_table
 print("GENERATE", json.dumps({"rounds": rounds[1:], "read": read}))  # the first round compiles
 """
 TRANSFORMERS = """
-import torch, transformers
+import statistics, torch, transformers
 config = transformers.OPTConfig()  # its default sizes are those of OPT-125m
 model = transformers.OPTForCausalLM(config).eval()
 prompt = torch.randint(4, 50000, (1, 8))
