@@ -18,8 +18,3 @@ def fresh_zeros(shape, dtype):
     if size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux: a fraction of the faults, so faster to fill
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype, count=math.prod(shape)).reshape(shape)
-
-
-def next_power_of_two(count):
-    """``count``, or the next larger power of two: sizes that differ a little then share one compiled program."""
-    return 1 << (int(count) - 1).bit_length()

@@ -4,6 +4,7 @@ import numbers
 
 import jax
 import keras
+import keras_hub
 import numpy as np
 
 
@@ -23,6 +24,11 @@ def check_count(name, count):
         raise TypeError(f"{name} must be an int, but is {count!r}.")
     if count < 1:
         raise ValueError(f"{name} must be at least 1, but is {count}.")
+
+
+def check_causal_lm(lm):
+    if not isinstance(lm, keras_hub.models.OPTCausalLM) or lm.preprocessor is None:
+        raise TypeError(f"lm must be an OPTCausalLM with a preprocessor, as optbook.causal_lm gives, not {lm!r}.")
 
 
 def check_dropout(dropout):

@@ -7,18 +7,15 @@ import weakref
 
 import jax
 import keras
-import keras_hub
 import numpy as np
 import tqdm
 from jax import lax
 from jax import numpy as jnp
 
-from optbook._arrays import next_power_of_two
-from optbook._validation import check_count, check_inputs
+from optbook._validation import check_causal_lm, check_count, check_inputs
 from optbook.presets import ASSETS
-from optbook.tokens import token_bytes, tokenize_batch
+from optbook.tokens import PAD, next_power_of_two, token_bytes, tokenize_batch
 
-PAD = 1
 LONG = 2e12  # floating-point operations, about ten seconds' work, from which a progress bar is shown
 HELD_OUT_TEXT = ASSETS / "held_out_text" / "text.txt"
 
@@ -69,8 +66,7 @@ def perplexity(lm, text=None, stride=None, max_length=None):
     ValueError, TypeError
         For a text of no tokens, a stride longer than the window, a window longer than the model has positions.
     """
-    if not isinstance(lm, keras_hub.models.OPTCausalLM) or lm.preprocessor is None:
-        raise TypeError(f"lm must be an OPTCausalLM with a preprocessor, as optbook.causal_lm gives, not {lm!r}.")
+    check_causal_lm(lm)
     text = HELD_OUT_TEXT.read_text(encoding="utf-8") if text is None else text
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, the content of a file, but is {text!r}.")
@@ -134,10 +130,14 @@ def _losses(lm, weights, inputs):
 
     ``lm`` is a weak reference, so that the compiled program, which JAX keeps, keeps no model alive.
     """
-    lm = lm()
-    with keras.StatelessScope(state_mapping=list(zip(lm.variables, weights))):
-        logits = lm(inputs, training=False)[0, :-1]  # (T - 1, vocabulary_size)
+    logits = logits_with(lm(), weights, inputs)[0, :-1]  # (T - 1, vocabulary_size)
     logits = lax.optimization_barrier(logits).astype("float32")  # else XLA computes them anew for each of their uses
     targets = inputs["token_ids"][0, 1:, None]
     losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets, axis=-1)[:, 0]
     return jnp.concatenate([jnp.zeros(1), losses])
+
+
+def logits_with(lm, weights, inputs):
+    """Logits of ``lm`` with these weights in place of its own, inside a program: (batch, T, vocabulary_size)."""
+    with keras.StatelessScope(state_mapping=list(zip(lm.variables, weights))):
+        return lm(inputs, training=False)

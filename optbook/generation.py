@@ -12,12 +12,10 @@ import numpy as np
 import tqdm
 from keras import ops
 
-from optbook._arrays import next_power_of_two
-from optbook._validation import check_count, check_inputs
+from optbook._validation import check_causal_lm, check_count, check_inputs
 from optbook.layers import MASKED_SCORE
-from optbook.tokens import tokenize_batch
+from optbook.tokens import PAD, next_power_of_two, tokenize_batch
 
-PAD = 1
 SHORTEST = 16  # tokens; shorter sequences share the program of this length
 LONG = 200e9  # bytes of weights read for all tokens together, about ten seconds' work, from which a bar is shown
 
@@ -71,8 +69,7 @@ def generate(
         For a prompt that is no text, is not what its tokens decode to, or leaves no room for a new token; for more
         tokens than the model has positions; for a sampler that KerasHub does not have.
     """
-    if not isinstance(lm, keras_hub.models.OPTCausalLM) or lm.preprocessor is None:
-        raise TypeError(f"lm must be an OPTCausalLM with a preprocessor, as optbook.causal_lm gives, not {lm!r}.")
+    check_causal_lm(lm)
     sampling = _Sampling(sampler)
     tokenizer, backbone = lm.preprocessor.tokenizer, lm.backbone
     texts = [prompts] if isinstance(prompts, str) else list(prompts)

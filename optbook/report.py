@@ -8,13 +8,12 @@ import weakref
 from pathlib import Path
 
 import jax
-import keras
 import numpy as np
 import psutil
 from jax import numpy as jnp
 
 from optbook import memory, presets
-from optbook.evaluation import HELD_OUT_TEXT
+from optbook.evaluation import HELD_OUT_TEXT, logits_with
 from optbook.tokens import tokenize_batch
 
 SHORTEST = 8  # tokens; a head that looks back needs something behind it
@@ -242,9 +241,7 @@ def next_token_logits(lm, token_ids):
 @functools.partial(jax.jit, static_argnames="lm")
 def _logits(lm, weights, token_ids):
     """``lm`` is a weak reference, so that the compiled program, which JAX keeps, keeps no model alive."""
-    lm = lm()
-    with keras.StatelessScope(state_mapping=list(zip(lm.variables, weights))):
-        return lm({"token_ids": token_ids, "padding_mask": jnp.ones_like(token_ids)}, training=False)
+    return logits_with(lm(), weights, {"token_ids": token_ids, "padding_mask": jnp.ones_like(token_ids)})
 
 
 def distance(lm, reference, token_ids):

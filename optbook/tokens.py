@@ -2,6 +2,8 @@
 
 import numpy as np
 
+PAD = 1  # the id of <pad> in every OPT
+
 
 def byte_alphabet():
     """The 256 printable characters in which byte-level BPE spells bytes: a dict from byte to character.
@@ -45,3 +47,8 @@ def tokenize_batch(tokenizer, texts):
         token_ids[i, : len(row)] = row
         padding_mask[i, : len(row)] = 1
     return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+
+def next_power_of_two(count):
+    """``count``, or the next larger power of two: what is padded to it shares compiled programs."""
+    return 1 << (int(count) - 1).bit_length()

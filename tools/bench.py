@@ -8,6 +8,7 @@ BENCH_PYTHON to its python). What is not installed is said and left out.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
 print("RESULT", json.dumps({{"seconds": seconds, "peak_mb": peak}}))
 """
-IMPORT_OPTBOOK = "import optbook"
+IMPORT_OPTBOOK = "import optbook; optbook.OPTBackbone"  # the name loads Keras and JAX
 IMPORT_KERAS_HUB = "import os; os.environ['KERAS_BACKEND'] = 'jax'; import keras_hub, tensorflow"
 FIGURE_OPTBOOK = """
 import optbook
@@ -120,8 +121,7 @@ def fresh_process(body, python=sys.executable, **environment):
     result = subprocess.run(
         [python, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )
-    marks = ("RESULT ", "FORWARD ", "RECORD ", "LOAD ", "GENERATE ")
-    marked = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(marks))
+    marked = dict(re.findall(r"^([A-Z]+) (\{.*\})$", result.stdout, flags=re.MULTILINE))
     if result.returncode or not marked:
         return None
     return {name: json.loads(value) for name, value in marked.items()}

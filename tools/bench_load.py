@@ -54,7 +54,7 @@ for path in glob.glob({folder!r} + "/model*"):
             kept.append(np.empty(8_000_000, np.uint8))
             file.readinto(kept[-1])
 """
-IMPORT_OURS = "import optbook, jax; jax.numpy.zeros(1).block_until_ready()"
+IMPORT_OURS = "import optbook, jax; optbook.OPTBackbone; jax.numpy.zeros(1).block_until_ready()"
 IMPORT_KERAS_HUB = """
 os.environ["KERAS_BACKEND"] = "jax"
 import keras_hub, jax; jax.numpy.zeros(1).block_until_ready()

@@ -99,9 +99,9 @@ def pieces(backbone, folder):
                         raise FileNotFoundError(f"{folder} has no {name}.")
                     source = stack.enter_context(WeightFile(folder / name))
                     opened[name] = stack.enter_context(h5py.File(folder / name, "r")), source
+                file, source = opened[name]
                 # Files written by early Keras 3 call the projections _query_dense and so on.
                 for candidate in (path, path.replace("_layer/", "_layer/_")):
-                    file, source = opened[name]
                     variables = file.get(f"{candidate}/vars", {})
                     merged.update({key: (dataset, source) for key, dataset in variables.items()})
             return merged
