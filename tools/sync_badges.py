@@ -4,8 +4,8 @@
 
 The address has one place, [project.urls] in pyproject.toml; with an argument, as after a fork, it is changed there
 first, and so are the links in README and CITATION.cff. Each notebook gets its links to Colab and Binder, below the
-promise in its first cell, and the setup cell of tools/sync_cells.py. The links are text: a badge's picture would be the
-one thing in a notebook that needs a network.
+promise in its first cell, and the setup cell of tools/sync_cells.py. Their links are text, since a badge's picture
+would be the one thing in a notebook that needs a network; README has its buttons in the repository.
 """
 
 import re
