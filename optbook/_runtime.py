@@ -3,6 +3,7 @@
 import contextlib
 import importlib.abc
 import importlib.util
+import logging
 import os
 import sys
 import warnings
@@ -61,9 +62,15 @@ def watch_imports():
 
 @contextlib.contextmanager
 def keras_hub_alone():
-    """While keras_hub is loaded: no TensorFlow, and no word of a progress bar."""
+    """While keras_hub is loaded: no TensorFlow, and no word of a progress bar. After it: `fit` without a remark."""
     with tensorflow_hidden(), progress_bar_warning_hidden():
         yield
+    logging.getLogger("absl").addFilter(_not_about_prefetching)
+
+
+def _not_about_prefetching(record):
+    """False for grain's remark, at every `fit` of text, on how KerasHub set its threads: a user can't set them."""
+    return not str(record.msg).startswith("prefetch_buffer_size")
 
 
 @contextlib.contextmanager
