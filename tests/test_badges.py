@@ -16,14 +16,15 @@ from click.testing import CliRunner
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LINKS = re.compile(
-    r"https://colab\.research\.google\.com/github/(?P<colab>[\w.-]+/[\w.-]+)/blob/main/(?P<colab_path>[^)\s]+)"
-    r"|https://mybinder\.org/v2/gh/(?P<binder>[\w.-]+/[\w.-]+)/main(\?labpath=(?P<binder_path>[^)\s]+))?"
+    r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/([^)\s]+)"
+    r"|https://mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/main(?:\?labpath=([^)\s]+))?"
+    r"|https://github\.com/([\w.-]+/[\w.-]+)/raw/main/([\w./-]+)"
 )
 
 
 def links(text):
-    """(repository, path) of every link to Colab or Binder."""
-    return [(one["colab"] or one["binder"], one["colab_path"] or one["binder_path"]) for one in LINKS.finditer(text)]
+    """(repository, path or None) of every link to Colab or Binder, or to a file as it is."""
+    return [(*filter(None, one.groups()), None)[:2] for one in LINKS.finditer(text)]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -63,7 +64,7 @@ def test_the_links_go_below_the_promise_and_once(tmp_path):
 
 def test_a_fork_is_repointed_everywhere(tmp_path):
     """In a copy, by one command: pyproject.toml, README and a notebook, its setup cell included."""
-    changed = ["pyproject.toml", "README.md", "notebooks/00_start_here.ipynb"]
+    changed = ["pyproject.toml", "README.md", "notebooks/12_comparing_presets.ipynb"]
     for name in (*changed, "tools/sync_badges.py", "tools/sync_cells.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

@@ -3,9 +3,9 @@
     python tools/sync_badges.py [https://github.com/OWNER/REPO]
 
 The address has one place, [project.urls] in pyproject.toml; with an argument, as after a fork, it is changed there
-first, and so are the links in README and CITATION.cff. Each notebook gets its links to Colab and Binder, below the
-promise in its first cell, and the setup cell of tools/sync_cells.py. Their links are text, since a badge's picture
-would be the one thing in a notebook that needs a network; README has its buttons in the repository.
+first, and so are the links in README, CITATION.cff and the notebooks. Each notebook gets its links to Colab and Binder,
+below the promise in its first cell, and the setup cell of tools/sync_cells.py. Their links are text, since a badge's
+picture would be the one thing in a notebook that needs a network; README has its buttons in the repository.
 """
 
 import re
@@ -69,14 +69,15 @@ def main(address):
         if not ADDRESS.fullmatch(address):
             raise click.UsageError(f"the address is https://github.com/OWNER/REPO, which {address} is not.")
         new = ADDRESS.fullmatch(address)["repository"]
-    for path in (ROOT / name for name in ("pyproject.toml", *TEXTS)):
+    chapters = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in (*(ROOT / name for name in ("pyproject.toml", *TEXTS)), *chapters):
         if path.exists():
             text = path.read_text(encoding="utf-8")
             replace_text(path, repoint(text, old, new))
 
     import sync_cells  # not before: its setup cell has the address
 
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in chapters:
         notebook = nbformat.read(path, as_version=4)
         if sync_cells.sync(notebook) | sync_links(notebook, path.name, new):
             notebooks.write(notebook, path)

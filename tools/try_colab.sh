@@ -22,19 +22,22 @@ pip=("$work/colab/bin/pip" --quiet --disable-pip-version-check)
     ipykernel==6.17.1 ipython==7.34.0 nbclient==0.10.4 nbconvert==7.17.1 nbformat==5.11.1 setuptools==75.2.0
 
 # What makes it Colab for the setup cell: the module google.colab, loaded before the first cell (jax asks it for its
-# output). And the copy of this repository that stands in for its address.
+# output). This repository stands in for its address, and each chapter lies in a folder alone.
 packages=$("$work/colab/bin/python" -c 'import site; print(site.getsitepackages()[0])')
-mkdir -p "$packages/google/colab" "$work/source" "$work/notebooks"
+mkdir -p "$packages/google/colab" "$work/source"
 echo "output = None" >"$packages/google/colab/__init__.py"
 echo "import google.colab" >"$packages/colab.pth"
 cp -R optbook pyproject.toml README.md LICENSE "$work/source"
 for chapter in "${chapters[@]}"; do
-    sed -E "s#https://github.com/[^ ]+/archive/main.zip#$work/source#" "$chapter" >"$work/notebooks/$(basename "$chapter")"
+    name=$(basename "$chapter")
+    mkdir -p "$work/notebooks/$name"
+    sed -E -e "s#https://github.com/[^ ]+/archive/main.zip#$work/source#" \
+        -e "s#https://github.com/[^ ]+/raw/main/#file://$PWD/#" "$chapter" >"$work/notebooks/$name/$name"
 done
 
 "${pip[@]}" freeze | sort >"$work/before.txt"
 failed=0
-for chapter in "$work"/notebooks/*.ipynb; do
+for chapter in "$work"/notebooks/*/*.ipynb; do
     "$work/colab/bin/jupyter" nbconvert --to notebook --execute --inplace "$chapter" || failed=1
 done
 "${pip[@]}" freeze | sort >"$work/after.txt"
