@@ -35,10 +35,11 @@ test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE = false
 test-gpu: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$(CUDA)"
 	$(MAKE) need-gpu
+	$(BIN)/optbook doctor
 	$(BIN)/pytest tests -n 2
 	$(NBVAL)
 
-# The published presets, downloaded, against the numbers known of them.
+# The published presets, downloaded as far as this machine can hold them, against what is known of them.
 test-published: .venv/installed
 	$(BIN)/pytest tests -m network
 

@@ -1,5 +1,6 @@
 """For nbval: a killed kernel is reported at once and as such, not as a time-out; each kernel's memory has a limit."""
 
+import os
 import time
 from queue import Empty
 
@@ -52,7 +53,7 @@ def pytest_runtest_teardown(item, nextitem):
     peak_mb = int(answer["user_expressions"]["peak"]["data"]["text/plain"]) / 1e6
     item.user_properties.append(("kernel_peak_mb", peak_mb))
     yield
-    if peak_mb > MAX_MB:
+    if peak_mb > MAX_MB and not os.environ.get("JAX_PLATFORMS", "").startswith("cuda"):  # no place of Binder's
         pytest.fail(f"the notebook's kernel reached {peak_mb:.0f} MB, more than {MAX_MB}", pytrace=False)
 
 

@@ -80,7 +80,10 @@ def test_every_chapter_opens_on_colab_and_binder_and_leads_to_the_next(book, cha
     assert all(f"{name}.html" in links for name in following)
 
 
-NAMES = ["OPTBackbone", "causal_lm", "layers.DecoderLayer", "masks.padding_mask", "plot.heads", "compare.sweep"]
+NAMES = [
+    *("OPTBackbone", "causal_lm", "layers.DecoderLayer", "masks.padding_mask", "presets.parameter_count"),
+    *("tokens.tokenize_batch", "plot.heads", "attention_numbers.entropy", "report.watched", "compare.sweep"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

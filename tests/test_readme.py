@@ -14,7 +14,7 @@ ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("READ
 
 
 def structure(text):
-    """What does not depend on the language: the outline, code, addresses, numbers of the tables, names in code font."""
+    """What does not depend on the language: the outline, code but for its comments, addresses, numbers, names."""
     fences = re.findall(r"^```.*?^```", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^```.*?^```", "§", text, flags=re.MULTILINE | re.DOTALL)
     kinds = {"#": "heading", "|": "row", "-": "item", "§": "code", "!": "picture"}
@@ -24,7 +24,7 @@ def structure(text):
     ]
     return {
         "sections": sections,
-        "code": fences,
+        "code": [re.sub(r" +# .*", "", fence) for fence in fences],
         "links": sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}),
         "table numbers": [re.findall(r"\d[\d,.]*", line) for line in text.splitlines() if line.startswith("| `opt")],
         "names": sorted(set(re.findall(r"`([^`\n]+)`", text))),

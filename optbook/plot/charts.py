@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from optbook.plot._labels import drawable
 from optbook.plot._style import CONTINUOUS, DIVERGING, WIDTH, draw_matrix, figure_function
@@ -117,6 +118,7 @@ def bars(values, ylabel="", title="", number="", log_y=False, size=(6.5, 3.0)):
     ax.margins(y=0.12)
     if log_y:
         ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(NullFormatter())  # the bars have their numbers
     return figure
 
 
