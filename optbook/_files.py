@@ -26,6 +26,17 @@ def replace_text(path, text):
         partial.write_text(text, encoding="utf-8")
 
 
+def read_json(path):
+    """The object in a JSON file, a dict; one line for anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged or cut short: it is not an object in JSON; fetch it again.")
+    return content
+
+
 def write_json(path, content):
     replace_text(path, json.dumps(content, indent=4) + "\n")
 

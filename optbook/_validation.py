@@ -31,6 +31,12 @@ def check_causal_lm(lm):
         raise TypeError(f"lm must be an OPTCausalLM with a preprocessor, as optbook.causal_lm gives, not {lm!r}.")
 
 
+def check_not_quantized(backbone):
+    """The files of a preset hold floats."""
+    if any(getattr(layer, "quantization_mode", None) for layer in backbone._flatten_layers()):
+        raise ValueError("a quantized model cannot be written: write it before quantize, which is quick to repeat.")
+
+
 def check_dropout(dropout):
     if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real):
         raise TypeError(f"dropout must be a number, but is {dropout!r}.")

@@ -202,6 +202,22 @@ def test_exported_folders_come_back_in_one_file_or_many(golden_backbone, tmp_pat
     assert_same_weights(optbook.OPTBackbone.from_preset(tmp_path), golden_backbone)
 
 
+@pytest.mark.parametrize("before, now", [(1, 10**9), (10**9, 1), (1, 20_000)])
+def test_what_was_exported_last_is_loaded(golden_backbone, tmp_path, monkeypatch, before, now):
+    other = optbook.OPTBackbone.from_config(golden_backbone.get_config())
+    for backbone, shard_bytes in ((other, before), (golden_backbone, now)):
+        monkeypatch.setattr(hugging_face_files, "SHARD_BYTES", shard_bytes)
+        optbook.export(backbone, tmp_path)
+    assert_same_weights(optbook.OPTBackbone.from_preset(tmp_path), golden_backbone)
+
+
+def test_integers_are_not_taken_for_weights(folder, tensors):
+    name = "model.decoder.layers.0.fc1.weight"
+    rewrite(folder, tensors | {name: np.ones(tensors[name].shape, "int8")})
+    with pytest.raises(ValueError, match=r"not floats: layers\.0\.fc1\.weight"):
+        optbook.OPTBackbone.from_preset(folder)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_export_keeps_the_type(tmp_path, dtype):
     backbone = optbook.OPTBackbone(

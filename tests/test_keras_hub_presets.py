@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import keras
@@ -226,3 +227,98 @@ def test_embedded_preset_writes_the_same_text_in_both(embedded):
 def test_embedded_backbone_runs_on_the_small_batches(embedded):
     _, ours = embedded
     assert np.isfinite(np.asarray(ours.backbone(INPUTS["right"])).astype("float32")).all()
+
+
+def test_what_was_saved_last_is_loaded_though_there_were_shards(tmp_path):
+    older, newer = make_pair()[0], make_pair(num_layers=1)[1]
+    older.save_to_preset(str(tmp_path))
+    (tmp_path / "model.weights.h5").unlink()
+    older.save_weights(tmp_path / "model.weights.json", max_shard_size=1e-5)  # GB
+    newer.save_to_preset(tmp_path)
+    assert_same_weights(optbook.OPTBackbone.from_preset(tmp_path), newer)
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.weights.h5"]
+
+
+@pytest.fixture
+def ours(tmp_path):
+    """A folder we saved, to be damaged."""
+    make_pair()[1].save_to_preset(tmp_path / "preset")
+    return tmp_path / "preset"
+
+
+def elsewhere(folder):
+    """The path of a token table in another HDF5 file."""
+    with h5py.File(folder.parent / "elsewhere.h5", "w") as file:
+        file["table"] = np.ones((SIZES["vocabulary_size"], SIZES["hidden_dim"]), "float32")
+    return folder.parent / "elsewhere.h5"
+
+
+def external_link(file, path, folder):
+    file[path] = h5py.ExternalLink(elsewhere(folder), "/table")
+
+
+def external_storage(file, path, folder):
+    shape = SIZES["vocabulary_size"], SIZES["hidden_dim"]
+    storage = [(str(elsewhere(folder)), 0, 4 * shape[0] * shape[1])]
+    file.create_dataset(path, shape, "float32", external=storage)
+
+
+def integers(file, path, folder):
+    file[path] = np.ones((SIZES["vocabulary_size"], SIZES["hidden_dim"]), "int8")
+
+
+@pytest.mark.parametrize("replacement", [external_link, external_storage, integers])
+def test_only_floats_of_the_file_itself_are_read(ours, replacement):
+    path = "layers/token_and_position_embedding/token_embedding/vars/0"
+    with h5py.File(ours / "model.weights.h5", "r+") as file:
+        del file[path]
+        replacement(file, path, ours)
+    with pytest.raises(ValueError, match=rf"model\.weights\.h5: {path} is no array of floats of its own\.$"):
+        optbook.OPTBackbone.from_preset(ours)
+
+
+@pytest.mark.parametrize("file", ["../model.weights.h5", "/model.weights.h5", ".."])
+def test_a_shard_lies_in_the_folder(ours, file):
+    index = {"weight_map": {"/layers/layer_normalization/vars": [file]}}
+    (ours / "model.weights.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="but a shard must lie in the same folder"):
+        optbook.OPTBackbone.from_preset(ours)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.json", "", r"config\.json is damaged or cut short"),
+        ("config.json", "[]", r"config\.json is damaged or cut short"),
+        ("config.json", '{"registered_name": "keras_hub>OPTBackbone"}', r"its config\.json lacks config\.$"),
+        (
+            "config.json",
+            '{"registered_name": "keras_hub>OPTBackbone", "config": {"num_layers": 2}}',
+            r"lacks vocabulary_size, num_heads, hidden_dim, intermediate_dim, max_sequence_length\.$",
+        ),
+        ("model.weights.json", "{}", r"model\.weights\.json has no weight_map\.$"),
+        ("model.weights.h5", "version https://git-lfs.github.com/spec/v1", r"model\.weights\.h5 only points to"),
+        ("model.weights.h5", "\x89HDF\r\n\x1a\n and no more", r"model\.weights\.h5 is damaged or cut short"),
+    ],
+)
+def test_a_damaged_file_is_named(ours, name, content, message):
+    (ours / name).write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=message) as caught:
+        optbook.OPTBackbone.from_preset(ours)
+    assert str(ours) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_quantized_model_is_not_written(tmp_path):
+    _, ours = make_pair()
+    ours.quantize("int8")
+    for write in (ours.save_to_preset, lambda folder: optbook.export(ours, folder)):
+        with pytest.raises(ValueError, match="a quantized model cannot be written"):
+            write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_is_a_folder_though_it_is_called_like_a_preset(ours, monkeypatch):
+    monkeypatch.chdir(ours.rename(ours.with_name("opt_125m_en")).parent)
+    assert presets.preset_sizes(Path("opt_125m_en"))["hidden_dim"] == SIZES["hidden_dim"]
+    assert presets.preset_sizes("./opt_125m_en")["hidden_dim"] == SIZES["hidden_dim"]
+    assert presets.preset_sizes("opt_125m_en")["hidden_dim"] == 768

@@ -27,7 +27,6 @@ DTYPES = {
 }
 LENGTH_BYTES = 8  # a safetensors file starts with the length of its header
 NOT_READ = ("flax_model.msgpack", "tf_model.h5")
-GIT_LFS = b"version https://git-lfs"
 
 
 @contextlib.contextmanager
@@ -72,10 +71,7 @@ def _tensors(folder, stack):
 
 
 def _open(path, stack, read):
-    source = stack.enter_context(WeightFile(path))
-    if source.read(min(source.size, len(GIT_LFS)), 0) == GIT_LFS:
-        raise ValueError(f"{path} only points to the weights; `git lfs pull` fetches them.")
-    return read(source)
+    return read(stack.enter_context(WeightFile(path)))
 
 
 def _open_shards(index, stack, read):

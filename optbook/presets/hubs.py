@@ -8,7 +8,6 @@ OPT needs, and to answer at once and in one line when the network, a right or th
 import contextlib
 import errno
 import functools
-import json
 import queue
 import re
 import socket
@@ -26,6 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 from kagglehub.config import get_cache_folder as kaggle_cache_folder
 from kagglesdk import kaggle_env
 
+from optbook._files import read_json
 from optbook.presets.table import DEFAULT
 
 CONNECT_SECONDS = 1.5  # to find the hub; with it, no network is known within two seconds
@@ -166,7 +166,7 @@ def _gather_weights(get, names):
 
 def _shards(index_file):
     """The file names in an index of weights; KerasHub lists several where one layer is spread over files."""
-    values = _read_json(index_file)["weight_map"].values()
+    values = _read_json(index_file).get("weight_map", {}).values()
     shards = sorted({name for value in values for name in ([value] if isinstance(value, str) else value)})
     for name in shards:
         if Path(name).name != name:  # it comes from outside: never let it write elsewhere
@@ -176,7 +176,7 @@ def _shards(index_file):
 
 def _read_json(file):
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except ValueError:
         raise ValueError(f"{file} is not JSON: delete it and load the preset again.") from None
 

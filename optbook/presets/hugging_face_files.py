@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 import operator
 import shutil
@@ -12,7 +11,8 @@ import keras
 import numpy as np
 import safetensors.numpy
 
-from optbook._files import replacing, write_json
+from optbook._files import read_json, replacing, write_json
+from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
 from optbook.presets.checkpoints import open_checkpoint
 
@@ -146,10 +146,16 @@ def _compare_names(folder, tensors, layout, backbone):
         fits = found[0] >= shape[0] and found[1:] == shape[1:] if name == "embed_positions.weight" else found == shape
         if not fits:
             misshapen.append(f"{name} is {found}, not {shape}")
+    if integers := [name for name in layout if name in tensors and not _is_float(tensors[name])]:
+        problems.append(f"not floats: {_some(integers)}")
     if misshapen:
         problems.append(f"of another shape: {_some(misshapen)}")
     if problems:
         raise ValueError(f"{folder} does not fit an OPT of {backbone.num_layers} layers; {'; '.join(problems)}.")
+
+
+def _is_float(tensor):
+    return keras.backend.is_float_dtype(tensor.dtype.name)
 
 
 def _some(names, most=4):
@@ -171,11 +177,11 @@ def tokenizer_vocabulary(folder):
     """The vocabulary, a dict from token to id, and the list of merges of a Hugging Face folder."""
     folder = Path(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         return vocabulary, [line for line in lines if line and not line.startswith("#version")]
     if (folder / "tokenizer.json").is_file():
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "tokenizer.json")
         added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
         return {**content["model"]["vocab"], **added}, merges
@@ -196,10 +202,13 @@ def export(model, folder):
     ------
     TypeError
         For a backbone that is not ours.
+    ValueError
+        For a quantized one.
     """
     backbone = getattr(model, "backbone", model)
     if not hasattr(backbone, "embedding_dim"):
         raise TypeError(f"export takes an optbook.OPTBackbone or a task around one, not {type(model).__name__}.")
+    check_not_quantized(backbone)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if preprocessor := getattr(model, "preprocessor", None):
@@ -240,6 +249,10 @@ def _write_weights(backbone, folder):
         size = backbone.count_params() * np.dtype(backbone.variable_dtype).itemsize
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
+    else:
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    for old in {path.name for path in folder.glob("model*.safetensors")} - set(weight_map.values()):
+        (folder / old).unlink()  # of an earlier export, and perhaps read instead
 
 
 def to_hugging_face(name, array, shape):

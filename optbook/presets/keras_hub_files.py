@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import itertools
 from pathlib import Path
 
 import h5py
@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from optbook._arrays import fresh_zeros
-from optbook._files import replacing, write_json
+from optbook._files import read_json, replacing, write_json
+from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
 from optbook.presets.lazy_tensors import WeightFile
 
@@ -22,6 +23,7 @@ KERAS_HUB_NAME = {
     "registered_name": "keras_hub>OPTBackbone",
 }
 OUR_NAME = "optbook>OPTBackbone"
+SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
 OUR_OPTIONS = {"positions_from_mask", "normalize_first", "embedding_dim"}  # in a config only when they are used
 
 
@@ -32,7 +34,11 @@ def backbone_config(config, folder):
         raise ValueError(
             f"{folder} holds {name or config.get('model_type', 'an unknown model')}, not an OPT backbone of KerasHub's."
         )
-    return dict(config["config"])
+    arguments = config.get("config")
+    missing = [name for name in SIZES if name not in arguments] if isinstance(arguments, dict) else ["config"]
+    if missing:
+        raise ValueError(f"{folder}: its config.json lacks {', '.join(missing)}.")
+    return dict(arguments)
 
 
 def layer_paths(backbone):
@@ -77,6 +83,26 @@ def _read(dataset, source, rows):
     return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
 
 
+def _is_own(dataset, file):
+    """Is it an array of floats in this very file? HDF5 can point to others, which a preset never does."""
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or not dataset.ndim:
+        return False
+    is_float = dataset.dtype.kind == "f" or (dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2)
+    return is_float and dataset.file.filename == file.filename
+
+
+def _shards(index):
+    """In which files, all beside the index, each group of arrays lies."""
+    shards = read_json(index).get("weight_map") if index.exists() else {}
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index} has no weight_map.")
+    shards = {path: [names] if isinstance(names, str) else names for path, names in shards.items()}
+    for name in itertools.chain(*shards.values()):
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"{index} names {name!r:.80}, but a shard must lie in the same folder.")
+    return shards
+
+
 @contextlib.contextmanager
 def pieces(backbone, folder):
     """Every variable of the backbone with its array in `model.weights.h5` or in the shards of `model.weights.json`.
@@ -84,26 +110,27 @@ def pieces(backbone, folder):
     The files are open while the context lasts.
     """
     folder = Path(folder)
-    index_file = folder / "model.weights.json"
-    shards = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"] if index_file.exists() else {}
+    shards = _shards(folder / "model.weights.json")
     with contextlib.ExitStack() as stack:
         opened = {}
 
         def group(path):
             """The arrays below a path, each with the file it is in; a sharded group may lie in several."""
-            names = shards.get(f"/{path}/vars", "model.weights.h5")
             merged = {}
-            for name in [names] if isinstance(names, str) else names:
+            for name in shards.get(f"/{path}/vars", ["model.weights.h5"]):
                 if name not in opened:
                     if not (folder / name).exists():
                         raise FileNotFoundError(f"{folder} has no {name}.")
                     source = stack.enter_context(WeightFile(folder / name))
-                    opened[name] = stack.enter_context(h5py.File(folder / name, "r")), source
+                    opened[name] = stack.enter_context(_hdf5(folder / name)), source
                 file, source = opened[name]
                 # Files written by early Keras 3 call the projections _query_dense and so on.
                 for candidate in (path, path.replace("_layer/", "_layer/_")):
-                    variables = file.get(f"{candidate}/vars", {})
-                    merged.update({key: (dataset, source) for key, dataset in variables.items()})
+                    for key in file.get(f"{candidate}/vars", {}):
+                        dataset = file.get(f"{candidate}/vars/{key}")
+                        if not _is_own(dataset, file):
+                            raise ValueError(f"{source.path}: {candidate}/vars/{key} is no array of floats of its own.")
+                        merged[key] = dataset, source
             return merged
 
         found = []
@@ -125,8 +152,16 @@ def pieces(backbone, folder):
         yield found
 
 
+def _hdf5(path):
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or cut short; fetch it again ({error}).") from None
+
+
 def save_backbone(backbone, folder):
     """Writes config, metadata and weights as KerasHub does, so that either class loads the folder."""
+    check_not_quantized(backbone)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.weights.h5") as partial, h5py.File(partial, "w") as file:
@@ -136,11 +171,13 @@ def save_backbone(backbone, folder):
             layer.save_own_variables(variables)  # a kernel with LoRA comes merged
             for key, value in variables.items():
                 write_array(file, f"{path}/vars/{key}", keras.ops.convert_to_numpy(value))
+    for old in (*folder.glob("model.weights.json"), *folder.glob("model_*.weights.h5")):  # they would be read instead
+        old.unlink()
     config = write_description(backbone, folder)
     # OPTCausalLM.save_to_preset has just written task.json, with the backbone's config inside.
     task_file = folder / "task.json"
     if task_file.exists():
-        task = json.loads(task_file.read_text(encoding="utf-8"))
+        task = read_json(task_file)
         if task["config"].get("backbone", {}).get("registered_name") == OUR_NAME:
             task["config"]["backbone"].update({key: config[key] for key in KERAS_HUB_NAME})
             write_json(task_file, task)

@@ -11,6 +11,7 @@ import numpy as np
 from optbook._arrays import fresh_zeros
 
 MOST_AXES = 64  # NumPy's limit
+GIT_LFS = b"version https://git-lfs"
 
 
 class WeightFile:
@@ -25,6 +26,9 @@ class WeightFile:
         self.size = os.fstat(self.file.fileno()).st_size
 
     def __enter__(self):
+        if self.read(min(self.size, len(GIT_LFS)), 0) == GIT_LFS:
+            self.file.close()
+            raise ValueError(f"{self.path} only points to the weights; `git lfs pull` fetches them.")
         return self
 
     def __exit__(self, *error):

@@ -1,10 +1,10 @@
 """From what a preset is called to its folder, configuration, weights and tokenizer."""
 
-import json
 from pathlib import Path
 
 import keras_hub
 
+from optbook._files import read_json
 from optbook.presets import _pieces, hubs, hugging_face_files, keras_hub_files
 from optbook.presets.table import ASSETS, DEFAULT, EMBEDDED, all_presets, published_config
 
@@ -17,13 +17,13 @@ def preset_folder(preset, weights=True, tokenizer=False):
     """
     if preset in EMBEDDED:
         return ASSETS / preset
+    if hubs.is_handle(preset):  # as in KerasHub a name goes before a folder called like it
+        return hubs.download(preset, weights=weights, tokenizer=tokenizer)
     folder = Path(preset)
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
         raise ValueError(f"the folder {preset} is not a preset: it has no config.json.")
-    if hubs.is_handle(preset):
-        return hubs.download(preset, weights=weights, tokenizer=tokenizer)
     raise ValueError(
         f"no preset or folder is called {preset!r}; the names are {', '.join(all_presets())}, and handles of others "
         "begin with kaggle:// or hf://."
@@ -32,7 +32,7 @@ def preset_folder(preset, weights=True, tokenizer=False):
 
 def read_config(folder):
     """The arguments of the backbone saved in a preset folder, KerasHub's, ours or Hugging Face's."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(folder) / "config.json")
     return _files_of(config).backbone_config(config, folder)
 
 
@@ -63,7 +63,7 @@ def preset_sizes(preset):
 
 def load_weights(backbone, folder):
     """Gives the backbone the weights of a preset folder, one array at a time."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(folder) / "config.json")
     with _files_of(config).pieces(backbone, folder) as pieces:
         _pieces.assign(pieces)
 
@@ -78,7 +78,7 @@ def tokenizer(preset=DEFAULT):
         folder = ASSETS / "opt_tokenizer"
     else:
         folder = preset_folder(preset, weights=False, tokenizer=True)
-        if hugging_face_files.is_hugging_face(json.loads((folder / "config.json").read_text(encoding="utf-8"))):
+        if hugging_face_files.is_hugging_face(read_json(folder / "config.json")):
             return keras_hub.models.OPTTokenizer(*hugging_face_files.tokenizer_vocabulary(folder))
         folder = folder / "assets" / "tokenizer"
     files = folder / "vocabulary.json", folder / "merges.txt"

@@ -43,10 +43,14 @@ def all_presets():
 
 
 def published_config(preset):
-    """The backbone's arguments for a published preset, by whatever handle it is named; None for any other."""
-    if match := _KERAS_HUB.fullmatch(str(preset)):
+    """The backbone's arguments for a published preset, by whatever handle it is named; None for any other.
+
+    A handle is a string: a path is a folder, whatever it is called.
+    """
+    name = preset if isinstance(preset, str) else ""
+    if match := _KERAS_HUB.fullmatch(name):
         size = PUBLISHED.get(match[1])
-    elif match := _FACEBOOK.fullmatch(str(preset)):
+    elif match := _FACEBOOK.fullmatch(name):
         size = match[1]
     else:
         size = None
