@@ -133,6 +133,8 @@ def run(chapters, out):
 def compare(notebook, settings, file, out, jobs, scheduler, folder):
     """Run NOTEBOOK with every combination of values; what is complete in --out already is not run again.
 
+    A relative path among the values is seen from the notebook's folder, where the kernels work.
+
     The same command goes on with a sweep that was stopped, and repeats what failed. The exit code is 0 when all runs
     are complete, 1 when some are not, 2 for bad use, 130 after Ctrl-C.
     """

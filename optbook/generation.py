@@ -67,18 +67,18 @@ def generate(
     ------
     ValueError, TypeError
         For a prompt that is no text, is not what its tokens decode to, or leaves no room for a new token; for more
-        tokens than the model has positions; for a sampler that KerasHub does not have.
+        tokens than the model has positions; for a sampler that KerasHub does not have, a temperature of 0, a stop
+        token that is the padding, a seed that is not one of 32 bits.
     """
     check_causal_lm(lm)
     sampling = _Sampling(sampler)
+    stops = _stops(stop_token_ids, lm.preprocessor.tokenizer)
     tokenizer, backbone = lm.preprocessor.tokenizer, lm.backbone
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     inputs = _tokenize(tokenizer, texts)
     starts = inputs["padding_mask"].sum(axis=-1)
     ends = _ends(starts, max_new_tokens, max_length, lm)
     check_inputs(inputs, backbone.vocabulary_size, backbone.max_sequence_length)
-    stops = (tokenizer.end_token_id,) if stop_token_ids == "auto" else stop_token_ids
-    stops = None if stops is None else tuple(operator.index(token_id) for token_id in stops)
 
     length = min(max(next_power_of_two(ends.max()), SHORTEST), backbone.max_sequence_length)
     inputs = _pad(inputs, next_power_of_two(len(texts)), length, stops)
@@ -117,6 +117,8 @@ class _Sampling:
         self.sampler = keras_hub.samplers.get(sampler)
         if not isinstance(self.sampler, keras_hub.samplers.Sampler):
             raise ValueError(f"sampler must be the name of a KerasHub sampler, as 'top_p', or one, but is {sampler!r}.")
+        if not getattr(self.sampler, "temperature", 1) > 0:
+            raise ValueError(f"temperature must be above 0, but is {self.sampler.temperature}; 'greedy' is its limit.")
         settings = {name: value for name, value in vars(self.sampler).items() if "seed" not in name}
         self.key = type(self.sampler), repr(sorted(settings.items()))
 
@@ -129,7 +131,9 @@ class _Sampling:
     def state(self, seed):
         if seed is None:
             return [variable.value for variable in self.sampler.variables]
-        return [keras.random.SeedGenerator(seed).state.value for _ in self.sampler.variables]
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be an int in 0 … {2**32 - 1}, but is {seed!r}.")
+        return [keras.random.SeedGenerator(int(seed)).state.value for _ in self.sampler.variables]
 
     def keep(self, state):
         for variable, value in zip(self.sampler.variables, state):
@@ -202,6 +206,18 @@ def _next_logits(lm, prompt, caches, position):
     x = backbone.layer_norm(x)
     logits = backbone.token_embedding(x, reverse=True)
     return ops.squeeze(logits, axis=1), ops.squeeze(x, axis=1), tuple(updated)
+
+
+def _stops(stop_token_ids, tokenizer):
+    """The ids at which a text ends, or None."""
+    if stop_token_ids is None:
+        return None
+    if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+        return (tokenizer.end_token_id,)
+    stops = tuple(operator.index(token_id) for token_id in stop_token_ids)
+    if PAD in stops:
+        raise ValueError(f"stop_token_ids cannot hold {PAD}, the padding, which stands where nothing is written yet.")
+    return stops or None
 
 
 def _tokenize(tokenizer, texts):

@@ -152,7 +152,7 @@ def _prompts(prompts):
 
 def _text_file(path):
     if not isinstance(path, str) or not Path(path).is_file():
-        raise ValueError(f"text_file must be the path of a text, but there is no file {path!r}.")
+        raise ValueError(f"text_file must be the path of a text, but there is no file {path!r} in {Path.cwd()}.")
     try:
         empty = not Path(path).read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:

@@ -20,7 +20,8 @@ from pathlib import Path
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KAGGLE = "/api/v1/models.ModelApiService/"
 WORKER = """
-import contextlib, json, os, sys, time
+import contextlib, json, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 reply_to, sys.stdout = sys.stdout, sys.stderr  # keras_hub and the clients print too
 import optbook
 import kagglehub, keras_hub

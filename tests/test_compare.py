@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -199,6 +201,7 @@ def test_names_are_safe_and_each_means_one_run(one, other):
         ([1.0, float("inf")], r"loss\[1\] is inf"),
         ({"a": {1: 2}}, r"loss\['a'\] has the key 1"),
         ({"a": object()}, r"loss\['a'\] is a builtins.object"),
+        (["caf\udce9"], r"loss\[0\] is 'caf\\udce9', which is no Unicode text"),
     ],
 )
 def test_only_json_is_recorded(value, said):
@@ -251,6 +254,13 @@ def test_a_cell_that_is_run_again_in_jupyterlab_may_record_again(monkeypatch):
         monkeypatch.setattr(module, "_executing_cell", lambda at=(cell, count): at)
         with pytest.raises(ValueError, match="recorded already") if refused else contextlib.nullcontext():
             compare.record(loss=1.0)
+
+
+@pytest.mark.parametrize("metadata", [{"cellId": "one"}, {"colab": {"cell_id": "one"}}])
+def test_jupyterlab_and_colab_say_which_cell_it_is(monkeypatch, metadata):
+    shell = types.SimpleNamespace(get_parent=lambda: {"metadata": metadata}, execution_count=3)
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    assert sys.modules["optbook.compare.record"]._executing_cell() == ("one", 3)
 
 
 # Sweeps
@@ -435,6 +445,42 @@ def test_a_cluster_with_gpus_gets_one_run_for_each(tmp_path):
         found = compare.sweep(notebook, {"number": [1, 2, 3]}, tmp_path / "runs", scheduler=cluster.scheduler_address)
     times = sorted((run.record["begun"], run.record["ended"]) for run in found)
     assert all(ended < begun for (_, ended), (begun, _) in zip(times, times[1:]))
+
+
+def test_runs_of_another_notebook_are_not_replaced(notebook):
+    (run,) = compare.sweep(notebook, {"number": [3]}, notebook.parent / "runs")
+    before = run.path.read_text()
+    with pytest.raises(ValueError, match=r"runs holds runs of small\.ipynb; those of other\.ipynb need a folder"):
+        compare.sweep(notebook.rename(notebook.with_name("other.ipynb")), {"number": [3]}, notebook.parent / "runs")
+    assert run.path.read_text() == before
+
+
+def test_a_column_of_every_table_is_no_parameter(tmp_path):
+    notebook = write_notebook(tmp_path / "a.ipynb", parameters="state = 1")
+    with pytest.raises(ValueError, match="a parameter cannot be called state"):
+        compare.sweep(notebook, {"state": [1]}, tmp_path / "runs")
+
+
+def test_a_full_disk_fails_a_run_and_not_the_sweep(notebook, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execution, "replace_text", full)
+    found = []
+    (run,) = compare.sweep(notebook, {"number": [3]}, notebook.parent / "runs", progress=lambda *all: found.append(all))
+    assert run.state == "missing"
+    assert (found[0][0].state, found[0][0].error) == (
+        "failed",
+        "the worker: OSError: [Errno 28] No space left on device",
+    )
+
+
+def test_a_deep_temporary_folder_is_too_long_for_sockets(notebook, tmp_path, monkeypatch):
+    deep = tmp_path / ("deep" * 25)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    (run,) = compare.sweep(notebook, {"number": [3]}, notebook.parent / "runs")
+    assert (run.state, run.error) == ("complete", None)
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(notebook, monkeypatch):

@@ -124,12 +124,16 @@ def test_columns_to_be_compared_are_those_that_differ(folder):
     assert not set(found.shared) & set(found.compared)
 
 
-def test_a_record_does_not_overwrite_a_parameter(tmp_path, monkeypatch):
+def test_a_record_overwrites_no_parameter_and_no_column(tmp_path, monkeypatch):
+    record = {"seed": 2, "seconds": 1.5, "state": "good", "run": 7}
     monkeypatch.setattr(
-        MODULE, "runs", lambda folder: [Run(tmp_path / "a", {"seed": 1}, "complete", record={"seed": 2})]
+        MODULE, "runs", lambda folder: [Run(tmp_path / "a", {"seed": 1}, "complete", seconds=9.0, record=record)]
     )
-    (row,) = table(tmp_path).rows
-    assert (row["seed"], row["seed (recorded)"]) == (1, 2)
+    found = table(tmp_path)
+    (row,) = found.complete
+    assert (row["seed"], row["seconds"], row["run"]) == (1, 9.0, "a")
+    assert {name: row[f"{name} (recorded)"] for name in record} == record
+    report(tmp_path)
 
 
 def test_csv_holds_all_of_it(folder):

@@ -93,6 +93,10 @@ def test_samplers_that_look_ahead_give_keras_hubs_text(lm, keras_hub_lm, name):
     assert generate(lm, PROMPTS[0], max_length=20, sampler=name) == keras_hub_lm.generate(PROMPTS[0], max_length=20)
 
 
+def test_no_stop_tokens_are_as_good_as_none(lm):
+    assert generate(lm, PROMPTS[1], 20, stop_token_ids=()) == generate(lm, PROMPTS[1], 20, stop_token_ids=None)
+
+
 def test_a_seed_gives_one_text_whatever_was_sampled_before(lm):
     first = generate(lm, PROMPTS, max_new_tokens=12, sampler="random", seed=1)
     assert generate(lm, PROMPTS, max_new_tokens=12, sampler="random", seed=2) != first
@@ -253,6 +257,9 @@ def test_no_compiled_program_keeps_a_model_alive():
         ({"max_length": 129}, ValueError, "at most 128"),
         ({"prompts": ["a", "a" * 130]}, ValueError, "prompt 1 has .* 128 positions, which leaves no room"),
         ({"sampler": "best"}, ValueError, "'best'"),
+        ({"sampler": keras_hub.samplers.TopKSampler(k=5, temperature=0.0)}, ValueError, "above 0, but is 0.0"),
+        ({"stop_token_ids": (2, 1)}, ValueError, "cannot hold 1, the padding"),
+        ({"sampler": "random", "seed": -1}, ValueError, "seed must be an int in 0 … 4294967295, but is -1"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(lm, arguments, error, message):

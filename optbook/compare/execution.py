@@ -24,6 +24,7 @@ from optbook.notebooks import MemoryWatch
 
 ENGINE = "optbook"
 WHOLE = "optbook:"  # before a path: papermill's saves go beside it and are renamed
+LONGEST_PLACE = 70  # bytes: the system allows a socket's path about 104
 START_TIMEOUT = 300  # seconds: many kernels may start at once, and one that died is noticed anyway
 
 _stopped = set()  # sweeps that were interrupted
@@ -45,7 +46,8 @@ class Job:
     path : Path
         Where the executed notebook goes.
     identity : dict
-        Parameters, hash of the notebook, version of the package: a run that differs in one of them is out of date.
+        Parameters, name and hash of the notebook, version of the package: a run that differs in one of them is out of
+        date.
     kernels : int
         How many run at a time where this one does, and share a GPU if there is one.
     """
@@ -187,7 +189,10 @@ class _Engine(Engine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, watch, folder, env, start_timeout, **_):
-        with tempfile.TemporaryDirectory(prefix="optbook-", ignore_cleanup_errors=True) as sockets:
+        place = tempfile.gettempdir()
+        if len(os.fsencode(place)) > LONGEST_PLACE:
+            place = "/tmp"
+        with tempfile.TemporaryDirectory(prefix="optbook-", dir=place, ignore_cleanup_errors=True) as sockets:
             manager = {"transport": "ipc", "connection_file": str(Path(sockets) / "kernel.json")}
             watch.client = PapermillNotebookClient(
                 nb_man,

@@ -14,7 +14,8 @@ _recorded = {}  # name: the cell that recorded it and which of its executions, i
 def record(**numbers):
     """Keeps numbers in the notebook: shows them as a table, and as JSON for `read_record` and `runs`.
 
-    Several calls add up. A name is recorded once; running the same cell again in JupyterLab replaces what it recorded.
+    Several calls add up. A name is recorded once; running the same cell again replaces what it recorded, in JupyterLab
+    and on Colab.
 
     Parameters
     ----------
@@ -100,17 +101,23 @@ def recorded_in(notebook, path):
 
 
 def _executing_cell():
-    """(id of the cell, number of its execution); the id is None outside JupyterLab, where no cell runs twice."""
+    """(id of the cell, number of its execution); the id is None where nobody says it, as when papermill executes."""
     from IPython import get_ipython
 
     shell = get_ipython()
     if shell is None or not hasattr(shell, "get_parent"):  # plain Python, or IPython in a terminal
         return None, None
-    return shell.get_parent().get("metadata", {}).get("cellId"), shell.execution_count
+    metadata = shell.get_parent().get("metadata", {})
+    return metadata.get("cellId") or metadata.get("colab", {}).get("cell_id"), shell.execution_count
 
 
 def check_json(name, value):
     """Raises, in one line, unless ``value`` is JSON; ``name`` tells where it stands."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is {value!r}, which is no Unicode text.") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} is {value}, which JSON cannot hold; None stands for a missing value.")
     if isinstance(value, dict):

@@ -11,6 +11,8 @@ from optbook.compare.record import read_notebook, recorded_in
 
 HIDDEN = ".optbook"
 COMPLETE, FAILED, MISSING = "complete", "failed", "missing"
+OF_THE_RUN = ("seconds", "peak_memory", "last_cell", "error")
+COLUMNS = ("run", "state", *OF_THE_RUN)  # that every table has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ def read_run(path):
         kept = notebook["metadata"]["optbook"]
         if not finished:
             return Run(path, kept["parameters"], MISSING)
-        fields = {name: kept[name] for name in ("state", "error", "last_cell", "peak_memory", "seconds")}
+        fields = {name: kept[name] for name in ("state", *OF_THE_RUN)}
         return Run(path, kept["parameters"], record=recorded_in(notebook, path), **fields)
     return None
 
@@ -96,7 +98,18 @@ def is_complete(path, identity):
     """Is this run there, with the parameters, the notebook and the package version of ``identity``?"""
     notebook = _read(path)
     kept = notebook["metadata"]["optbook"] if notebook else {}
-    return kept.get("state") == COMPLETE and all(kept[name] == value for name, value in identity.items())
+    return kept.get("state") == COMPLETE and all(kept.get(name) == value for name, value in identity.items())
+
+
+def require_same_notebook(path, identity):
+    """Raises ValueError if the run at ``path``, there or begun, is one of another notebook."""
+    for place in (path, begun_path(path)):
+        notebook = _read(place)
+        other = notebook["metadata"]["optbook"].get("name") if notebook else None
+        if other not in (None, identity["name"]):
+            raise ValueError(
+                f"{path.parent} holds runs of {other}; those of {identity['name']} need a folder of their own (--out)."
+            )
 
 
 def _read(path):

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from optbook.compare.record import read_notebook
-from optbook.compare.runs import is_complete, plan_run, read_run
+from optbook.compare.runs import FAILED, Run, is_complete, plan_run, read_run, require_same_notebook
 from optbook.compare.values import file_name, product, source_hash
 
 CONNECTION_TIMEOUT = "10s"
@@ -46,15 +46,19 @@ def sweep(notebook, values, out, jobs=1, scheduler=None, progress=lambda *_: Non
     Raises
     ------
     ValueError, TypeError, OSError
-        Before any kernel starts, for values, a notebook, a folder or a scheduler that cannot be used.
+        Before any kernel starts, for values, a notebook, a folder or a scheduler that cannot be used, and for a folder
+        that holds the same runs of another notebook.
     ConnectionError
         When the scheduler is lost on the way.
     """
     source, out = read_notebook(notebook), Path(out).absolute()
-    constant = {"notebook": source_hash(source), "version": importlib.metadata.version("optbook")}
+    version = importlib.metadata.version("optbook")
+    constant = {"name": Path(notebook).name, "notebook": source_hash(source), "version": version}
     identities = [{"parameters": parameters, **constant} for parameters in product(values, source, notebook)]
     planned = {out / file_name(identity["parameters"]): identity for identity in identities}
     _require_writable(out)
+    for path, identity in planned.items():
+        require_same_notebook(path, identity)
     to_do = {path: identity for path, identity in planned.items() if not is_complete(path, identity)}
     if to_do:
         from optbook.compare.execution import Job  # not before: a finished sweep shall be seen to be finished at once
@@ -104,9 +108,13 @@ def _outcome(future, job):
     error = future.exception()
     if error is None:
         return future.result()
-    with execution.lock(job):
-        if not is_complete(job.path, job.identity):
-            execution.end(job, " ".join(f"the worker: {type(error).__name__}: {error}".split()))
+    problem = " ".join(f"the worker: {type(error).__name__}: {error}".split())
+    try:
+        with execution.lock(job):
+            if not is_complete(job.path, job.identity):
+                execution.end(job, problem)
+    except OSError:  # not even this can be written, as on a full disk
+        return Run(job.path, job.identity["parameters"], FAILED, problem)
     return read_run(job.path)
 
 

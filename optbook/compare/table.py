@@ -10,14 +10,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from optbook._files import replace_text
-from optbook.compare.runs import runs
+from optbook.compare.runs import COLUMNS, OF_THE_RUN, runs
 
 # What is weighed against what, where the runs recorded it: pairs of names and what stands along the axis.
 QUALITY = "bits_per_byte", "bits per byte (less is better)"
 SPEED = "writing_tokens_per_second", "tokens written per second"
 MEMORY = "measured_generating_megabytes", "MB while generating"
 TRADE_OFFS = ((SPEED, QUALITY), (MEMORY, QUALITY), (MEMORY, SPEED))
-OF_THE_RUN = ("seconds", "peak_memory", "last_cell", "error")
 
 PAGE = """\
 <!doctype html>
@@ -59,7 +58,7 @@ class Table:
         ``state`` ("complete", "failed" or "missing"), the parameters, what was recorded, then ``seconds``,
         ``peak_memory`` in bytes, ``last_cell`` and ``error``. What a run has not got is None. A recorded dictionary has
         a column for each of its entries, called ``name.key``; a list is one cell. What was recorded under the name of
-        a parameter is called ``name (recorded)``.
+        a parameter, or of one of these columns, is called ``name (recorded)``.
     parameters : tuple of str
         Those of the columns that are parameters.
     """
@@ -98,7 +97,7 @@ class Table:
 
     @property
     def _recorded(self):
-        return [name for name in self.rows[0] if name not in ("run", "state", *self.parameters, *OF_THE_RUN)]
+        return [name for name in self.rows[0] if name not in (*COLUMNS, *self.parameters)]
 
     def figure(self):
         """Quality against speed, quality against memory, speed against memory: a point for each complete run.
@@ -194,11 +193,11 @@ def table(folder):
     rows = [
         {"run": run.path.name, "state": run.state}
         | run.parameters
-        | {f"{name} (recorded)" if name in parameters else name: v for name, v in _flat(run.record or {})}
+        | {f"{name} (recorded)" if name in (*COLUMNS, *parameters) else name: v for name, v in _flat(run.record)}
         | {name: getattr(run, name) for name in OF_THE_RUN}
         for run in found
     ]
-    recorded = [name for name in _in_order(rows) if name not in ("run", "state", *parameters, *OF_THE_RUN)]
+    recorded = [name for name in _in_order(rows) if name not in (*COLUMNS, *parameters)]
     columns = ["run", "state", *parameters, *recorded, *OF_THE_RUN]
     return Table([{name: row.get(name) for name in columns} for row in rows], tuple(parameters))
 

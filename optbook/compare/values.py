@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from optbook.compare.record import check_json
+from optbook.compare.runs import COLUMNS
 
 PLAIN = re.compile(r"[a-z0-9_+-][a-z0-9._+-]*")  # means the same on every file system, also where case does not count
 LONGEST = 120  # characters of a name, of the 255 bytes that file systems allow
@@ -75,6 +76,8 @@ def product(values, notebook, path):
     if not values:
         raise ValueError("there is nothing to compare; name at least one parameter and its values.")
     for name, several in values.items():
+        if name in COLUMNS:
+            raise ValueError(f"a parameter cannot be called {name}, which is a column of every table; rename it.")
         if name not in known:
             raise ValueError(f"{path} has no parameter {name!r}; it has {', '.join(known) or 'none'}.")
         if not isinstance(several, list | tuple):
