@@ -175,7 +175,8 @@ for folder, dtype in zip(sys.argv[1::2], sys.argv[2::2]):
     print(json.dumps([max(*seen, resident().rss) - start, sum(weight.value.nbytes for weight in backbone.weights)]))
     del backbone
 """
-CONSTANT = 45_000_000  # bytes beside the weights: two kernels as the file has them, the layers and their tracing
+# Bytes beside the weights: the layers, and kernels as the file has them, on their way or freed and not yet given back.
+CONSTANT = 75_000_000
 
 
 def test_loading_holds_the_model_once(tmp_path):
