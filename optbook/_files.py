@@ -37,6 +37,11 @@ def read_json(path):
     return content
 
 
+def is_beside(name):
+    """Does this name, which comes from outside, stand for a file of the same folder and nothing else?"""
+    return isinstance(name, str) and Path(name).name == name and name not in ("", "..")
+
+
 def write_json(path, content):
     replace_text(path, json.dumps(content, indent=4) + "\n")
 

@@ -175,8 +175,7 @@ for folder, dtype in zip(sys.argv[1::2], sys.argv[2::2]):
     print(json.dumps([max(*seen, resident().rss) - start, sum(weight.value.nbytes for weight in backbone.weights)]))
     del backbone
 """
-# Bytes beside the weights: the layers, and kernels as the file has them, on their way or freed and not yet given back.
-CONSTANT = 75_000_000
+CONSTANT = 45_000_000  # bytes beside the weights: two kernels as the file has them, the layers and their tracing
 
 
 def test_loading_holds_the_model_once(tmp_path):
@@ -187,9 +186,14 @@ def test_loading_holds_the_model_once(tmp_path):
         folder = made(tmp_path / file_format, file_format, "float32", sizes)
         runs += [str(folder), "float32", str(folder), "bfloat16"]
     command = [sys.executable, "-c", MEASURE_LOADING, *runs]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    measured = [json.loads(line) for line in result.stdout.splitlines()]
+
+    def measure():
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    # Memory that is freed and not given back adds to one process or the other; a second copy would to both.
+    measured = list(map(min, measure(), measure()))
     size = presets.parameter_count(**sizes)
     assert [model for _, model in measured] == [4 * size, 2 * size] * 2
     for peak, model in measured:

@@ -96,16 +96,14 @@ def begun_path(path):
 
 def is_complete(path, identity):
     """Is this run there, with the parameters, the notebook and the package version of ``identity``?"""
-    notebook = _read(path)
-    kept = notebook["metadata"]["optbook"] if notebook else {}
+    kept = _kept(path)
     return kept.get("state") == COMPLETE and all(kept.get(name) == value for name, value in identity.items())
 
 
 def require_same_notebook(path, identity):
     """Raises ValueError if the run at ``path``, there or begun, is one of another notebook."""
     for place in (path, begun_path(path)):
-        notebook = _read(place)
-        other = notebook["metadata"]["optbook"].get("name") if notebook else None
+        other = _kept(place).get("name")
         if other not in (None, identity["name"]):
             raise ValueError(
                 f"{path.parent} holds runs of {other}; those of {identity['name']} need a folder of their own (--out)."
@@ -119,6 +117,12 @@ def _read(path):
     except (FileNotFoundError, ValueError):
         return None
     return notebook if "optbook" in notebook["metadata"] else None
+
+
+def _kept(path):
+    """What a sweep wrote into a notebook besides its cells; empty if there is no such notebook."""
+    notebook = _read(path)
+    return notebook["metadata"]["optbook"] if notebook else {}
 
 
 def plan_run(path, identity):

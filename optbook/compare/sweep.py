@@ -57,9 +57,9 @@ def sweep(notebook, values, out, jobs=1, scheduler=None, progress=lambda *_: Non
     identities = [{"parameters": parameters, **constant} for parameters in product(values, source, notebook)]
     planned = {out / file_name(identity["parameters"]): identity for identity in identities}
     _require_writable(out)
-    for path, identity in planned.items():
-        require_same_notebook(path, identity)
     to_do = {path: identity for path, identity in planned.items() if not is_complete(path, identity)}
+    for path, identity in to_do.items():
+        require_same_notebook(path, identity)
     if to_do:
         from optbook.compare.execution import Job  # not before: a finished sweep shall be seen to be finished at once
 

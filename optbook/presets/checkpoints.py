@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from optbook._files import is_beside
 from optbook.presets.lazy_tensors import MOST_AXES, LazyTensor, WeightFile
 from optbook.presets.torch_files import torch_tensors
 
@@ -96,7 +97,7 @@ def _weight_map(index):
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise ValueError(f"{index}: weight_map must give each tensor the name of its file.")
     for shard in shard_of.values():
-        if Path(shard).name != shard or shard in ("", ".."):
+        if not is_beside(shard):
             raise ValueError(f"{index} names {shard!r:.80}, but a shard must lie in the same folder.")
     return shard_of
 

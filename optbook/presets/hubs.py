@@ -25,7 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 from kagglehub.config import get_cache_folder as kaggle_cache_folder
 from kagglesdk import kaggle_env
 
-from optbook._files import read_json
+from optbook._files import is_beside, read_json
 from optbook.presets.table import DEFAULT
 
 CONNECT_SECONDS = 1.5  # to find the hub; with it, no network is known within two seconds
@@ -169,7 +169,7 @@ def _shards(index_file):
     values = _read_json(index_file).get("weight_map", {}).values()
     shards = sorted({name for value in values for name in ([value] if isinstance(value, str) else value)})
     for name in shards:
-        if Path(name).name != name:  # it comes from outside: never let it write elsewhere
+        if not is_beside(name):  # never let it write elsewhere
             raise ValueError(f"{index_file} is not an index of weights: {name!r} is not the name of a file beside it.")
     return shards
 

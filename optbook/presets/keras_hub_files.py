@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from optbook._arrays import fresh_zeros
-from optbook._files import read_json, replacing, write_json
+from optbook._files import is_beside, read_json, replacing, write_json
 from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
 from optbook.presets.lazy_tensors import WeightFile
@@ -23,7 +23,7 @@ KERAS_HUB_NAME = {
     "registered_name": "keras_hub>OPTBackbone",
 }
 OUR_NAME = "optbook>OPTBackbone"
-SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+SIZE_ARGUMENTS = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
 OUR_OPTIONS = {"positions_from_mask", "normalize_first", "embedding_dim"}  # in a config only when they are used
 
 
@@ -35,7 +35,7 @@ def backbone_config(config, folder):
             f"{folder} holds {name or config.get('model_type', 'an unknown model')}, not an OPT backbone of KerasHub's."
         )
     arguments = config.get("config")
-    missing = [name for name in SIZES if name not in arguments] if isinstance(arguments, dict) else ["config"]
+    missing = [name for name in SIZE_ARGUMENTS if name not in arguments] if isinstance(arguments, dict) else ["config"]
     if missing:
         raise ValueError(f"{folder}: its config.json lacks {', '.join(missing)}.")
     return dict(arguments)
@@ -98,7 +98,7 @@ def _shards(index):
         raise ValueError(f"{index} has no weight_map.")
     shards = {path: [names] if isinstance(names, str) else names for path, names in shards.items()}
     for name in itertools.chain(*shards.values()):
-        if Path(name).name != name or name == "..":
+        if not is_beside(name):
             raise ValueError(f"{index} names {name!r:.80}, but a shard must lie in the same folder.")
     return shards
 

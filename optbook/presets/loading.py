@@ -55,10 +55,9 @@ def preset_config(preset, **overrides):
 
 def preset_sizes(preset):
     """The arguments that give a preset its size."""
-    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
     config = preset_config(preset)
     options = {name: config[name] for name in ("normalize_first", "embedding_dim") if name in config}
-    return {**{name: config[name] for name in names}, **options}
+    return {**{name: config[name] for name in keras_hub_files.SIZE_ARGUMENTS}, **options}
 
 
 def load_weights(backbone, folder):
