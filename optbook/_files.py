@@ -13,12 +13,10 @@ from pathlib import Path
 def replacing(path):
     """Gives a path to write to, which takes the place of ``path`` when the block ends and goes if the block fails."""
     path = Path(path)
-    partial = path.with_suffix(".partial")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:  # a name that nobody else has
+        partial = Path(folder, path.name)  # inside it, so that the file gets the permissions of any new file
         yield partial
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def replace_text(path, text):

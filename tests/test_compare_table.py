@@ -174,7 +174,7 @@ def test_files_are_replaced_whole(folder):
     first = (folder / "report.html").read_text(encoding="utf-8")
     report(folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == first
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".partial*"))
 
 
 def test_the_figure_joins_the_dtypes_of_a_preset(folder):

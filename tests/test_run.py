@@ -70,7 +70,7 @@ def test_run_command_writes_notebooks_and_pages(tmp_path):
     assert "01_good.html" in index
     assert "division by zero" in index
     assert (out / "01_good.html").stat().st_size > 0
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob(".partial*"))
 
 
 def test_bad_use_has_exit_code_2(tmp_path, monkeypatch):

@@ -3,12 +3,12 @@
 Tests make their checkpoints with it, and tools/make_checkpoints.py those of true size.
 """
 
-import os
 import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from optbook._files import replacing
 
 STORAGE_NAMES = {
     "float16": "HalfStorage",
@@ -96,10 +96,8 @@ def write_torch_file(path, tensors, tied=None):
     tied : dict, optional
         From a further name to that of the tensor whose storage it shares.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     state = {}
-    with zipfile.ZipFile(partial, "w") as archive:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for key, (name, shape, dtype, values) in enumerate(tensors):
             array = np.asarray(values() if callable(values) else values, dtype=dtype, order="C")
             if array.shape != tuple(shape):
@@ -110,7 +108,6 @@ def write_torch_file(path, tensors, tied=None):
         _write_entry(archive, "data.pkl", dump(state))
         _write_entry(archive, "byteorder", b"little")
         _write_entry(archive, "version", b"3\n")
-    os.replace(partial, path)
 
 
 def _write_entry(archive, name, content):

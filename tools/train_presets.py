@@ -10,7 +10,6 @@ tools/export_presets.py turns a finished run into the preset folder that the pac
 import functools
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from jax import numpy as jnp
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import optbook
+from optbook._files import replacing
 from optbook.attention import head_scores
 
 import keras  # isort: skip  (after optbook, which chooses the backend)
@@ -175,13 +175,6 @@ def held_out_bits_per_byte(backbone, weights, bpe, texts, loss_function):
     return result
 
 
-def save(path, **arrays):
-    """Writes beside and renames, so that a stopped run never leaves half a file."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
-
-
 @click.command()
 @click.argument("name", type=click.Choice(list(SIZES)))
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
@@ -267,17 +260,17 @@ def main(name, corpus, steps, first_part, grow_from, seed, out):
                 if step % 500 == 0:
                     print(f"step {step} tokens {tokens} seconds {seconds:.0f} loss {running:.3f} {note}", flush=True)
             if step % 250 == 0:
-                save(
-                    folder / f"step_{step:05d}.npz", **{str(i): np.asarray(w, "float16") for i, w in enumerate(weights)}
-                )
+                with replacing(folder / f"step_{step:05d}.npz") as partial:
+                    np.savez(partial, **{str(i): np.asarray(w, "float16") for i, w in enumerate(weights)})
             if step % 500 == 0 or step == steps:
                 record = dict(step=step, tokens=tokens, seconds=seconds, induced=induced, history=history)
-                save(
-                    state_file,
-                    progress=json.dumps(record),
-                    **{f"weight_{i}": w for i, w in enumerate(weights)},
-                    **{f"state_{i}": s for i, s in enumerate(state)},
-                )
+                with replacing(state_file) as partial:
+                    np.savez(
+                        partial,
+                        progress=json.dumps(record),
+                        **{f"weight_{i}": w for i, w in enumerate(weights)},
+                        **{f"state_{i}": s for i, s in enumerate(state)},
+                    )
     result = held_out_bits_per_byte(backbone, weights, bpe, held_out, losses)
     print(json.dumps({"held_out": result, "tokens": tokens, "seconds": round(seconds), "steps": steps}, indent=2))
     (folder / "result.json").write_text(
