@@ -1,5 +1,7 @@
 """What a token is, byte by byte, and how to write it under a picture; and how texts become the batch a model reads."""
 
+import re
+
 import numpy as np
 
 PAD = 1  # the id of <pad> in every OPT
@@ -33,7 +35,19 @@ def token_label(tokenizer, token_id):
         return token
     text = token_bytes(tokenizer, token_id).decode("utf-8", errors="surrogateescape")
     text = "".join(f"⟨{ord(c) - 0xDC00:02X}⟩" if "\udc80" <= c <= "\udcff" else c for c in text)
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\0", "␀")
+    return visible(text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
+
+
+# Joiners, fillers, variation selectors and the empty braille cell: Python calls them printable.
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+
+
+def visible(text):
+    """The text with what nobody would see, but for a plain space, written by its number: ``⟨U+200B⟩``.
+
+    That is control and format characters, spaces of other kinds, and what Unicode has not assigned.
+    """
+    return "".join(c if c.isprintable() and not _BLANK.match(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
 def tokenize_batch(tokenizer, texts):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optbook
-from optbook.tokens import byte_alphabet, token_bytes, token_label, tokenize_batch
+from optbook.tokens import byte_alphabet, token_bytes, token_label, tokenize_batch, visible
 
 TOKENIZERS = {"opt": optbook.tokenizer("opt"), "embedded": optbook.tokenizer()}
 SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
@@ -104,6 +104,25 @@ def test_labels_of_special_tokens_and_of_split_characters(opt):
     assert [token_label(opt, token) for token in (0, 1, 2, 3, 50264)] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     assert token_label(opt, opt.token_to_id(byte_alphabet()[0xE2])) == "⟨E2⟩"
     assert token_label(opt, np.int64(31414)) == "Hello"
+
+
+@pytest.mark.parametrize(
+    "character", "\r\0\x7f\x85\xa0\xad\u034f\u200b\u200d\u2028\u2800\u3000\u3164\ufe0f\ufeff\U000e0101"
+)
+def test_what_nobody_would_see_is_written_by_its_number(character):
+    number = f"⟨U+{ord(character):04X}⟩"
+    assert visible(f"a{character} b") == f"a{number} b"
+    assert visible(number) == number
+
+
+def test_labels_of_invisible_characters(opt):
+    labels = ["".join(token_label(opt, id) for id in np.asarray(opt(text)).tolist()) for text in ("\r", "\xa0", "\0")]
+    assert labels == ["⟨U+000D⟩", "⟨U+00A0⟩", "⟨U+0000⟩"]
+
+
+def test_what_can_be_seen_stays():
+    text = "".join(chr(code) for code in range(33, 127)) + "é漢😀→␣⏎ ✓"
+    assert visible(text) == text
 
 
 def test_tokenize_batch_starts_and_pads(opt):

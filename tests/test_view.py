@@ -13,6 +13,8 @@ import pytest
 from view_records import HOSTILE, make_record
 
 import optbook
+from optbook.plot._labels import drawable
+from optbook.tokens import visible
 
 HALF_A_STEP = 0.5 / 65535 + 1e-7  # 16 bits, and float32's own rounding
 
@@ -73,7 +75,13 @@ def test_labels_stay_data():
     text = html_of(make_record(tokens=HOSTILE))
     assert [tag for tag, _ in Elements(text).found] == ["div", "style", "div", "p", "script"]
     assert text.count("</script>") == text.count("<script>") == 1
-    assert attributes_of(text)[0]["tokens"] == HOSTILE
+    assert attributes_of(text)[0]["tokens"] == [list(map(visible, row)) for row in HOSTILE]
+
+
+def test_invisible_characters_are_written_as_in_the_pictures():
+    labels = ["a\u200bb", "\r", "\xa0", "\ufe0f"]
+    shown = attributes_of(html_of(make_record(tokens=[labels])))[0]["tokens"]
+    assert shown == [["a⟨U+200B⟩b", "⟨U+000D⟩", "⟨U+00A0⟩", "⟨U+FE0F⟩"]] == [list(map(drawable, labels))]
 
 
 def test_the_same_record_gives_the_same_html():

@@ -9,6 +9,7 @@ import numpy as np
 
 from optbook._files import replace_text
 from optbook.attention import AttentionRecord
+from optbook.tokens import visible
 
 STEPS = 65535  # a weight travels as an integer of 16 bits, off by at most half a step: 0.5 / 65535
 MAX_BYTES = 2_000_000  # of weights in one view; a notebook that carries more is slow to open and to save
@@ -98,7 +99,7 @@ def view(record):
     content = {
         "layers": [int(layer) for layer in record.layers],  # they may have come out of an array
         "heads": [int(head) for head in record.heads],
-        "tokens": record.tokens,
+        "tokens": [list(map(visible, row)) for row in record.tokens],
         "real": record.padding_mask.astype(int).tolist(),
         "causal": causal,
     }

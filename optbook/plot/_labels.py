@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 from matplotlib import font_manager, ft2font
+from matplotlib.ticker import LogFormatter
+
+from optbook.tokens import visible
 
 SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"  # they come with matplotlib: the same picture on every machine
 SIZE = 7.5  # points
@@ -25,21 +28,24 @@ def _characters(family):
 def drawable(label, family=SANS, longest=None):
     """A label in characters that the font can draw.
 
-    What it lacks (Chinese, most emoji) and what nobody would see (control characters, odd spaces) is written by its
-    number, as ``⟨U+6F22⟩``, since an empty box would say nothing. Longer than ``longest``, it ends in ``…``.
+    What it lacks (Chinese, most emoji) is written by its number, as ``⟨U+6F22⟩``, since an empty box would say nothing.
+    So is what nobody would see (`optbook.tokens.visible`). Longer than ``longest``, it ends in ``…``.
     """
     has = _characters(family)
-    text = "".join(
-        character if character.isprintable() and ord(character) in has else f"⟨U+{ord(character):04X}⟩"
-        for character in label
-    )
+    text = "".join(c if ord(c) in has else f"⟨U+{ord(c):04X}⟩" for c in visible(label))
     return text if longest is None or len(text) <= longest else text[: longest - 1] + "…"
 
 
-def set_plain(text):
-    """Two dollar signs in a token are no formula."""
-    text.set_parse_math(False)
-    return text
+def name_lines(name):
+    """A name at an axis or in a legend, drawable; it may have several lines."""
+    return "\n".join(map(drawable, str(name).split("\n")))
+
+
+class PlainLogFormatter(LogFormatter):
+    """Labels the ticks that matplotlib labels on a logarithmic axis, without a formula: 0.001, not 10 to the -3."""
+
+    def __call__(self, x, pos=None):
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def round_steps(start, stop, most):
@@ -83,9 +89,7 @@ def label_axis(axis, labels, real, start, inches, vertical=False):
     """
     if fits(labels, inches):
         written = [drawable(label, longest=LONGEST) for label in labels]
-        axis.set_ticks(
-            range(start, start + len(labels)), written, fontsize=SIZE, rotation=90 if vertical else 0, parse_math=False
-        )
+        axis.set_ticks(range(start, start + len(labels)), written, fontsize=SIZE, rotation=90 if vertical else 0)
         for text, is_real in zip(axis.get_ticklabels(), real):
             text.set_color("black" if is_real else "0.5")
     else:
