@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from optbook import cli
 from optbook.compare import Run, report, table
 
 MODULE = importlib.import_module("optbook.compare.table")  # the package's `table` is the function
@@ -167,6 +169,19 @@ def test_the_page_loads_nothing(folder):
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert [source.partition(",")[0] for source in page.sources] == ["data:image/png;base64"]
     assert not any(":" in link for link in page.links)
+
+
+@pytest.mark.parametrize("value", ["from $5 to $6", r"$\frac$ _x^2", "_hidden"])
+def test_values_of_every_spelling_are_reported(tmp_path, monkeypatch, value):
+    names = {"preset": value, "prompt": "$x$"}, {"preset": "b", "prompt": value}
+    made = [Run(tmp_path / f"{i}.ipynb", name, "complete", record=recorded(i + 1, 4)) for i, name in enumerate(names)]
+    monkeypatch.setattr(MODULE, "runs", lambda folder: made)
+    result = CliRunner().invoke(cli.main, ["compare", "--report", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "report.csv").read_text(encoding="utf-8").index(value)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert value in page.lines[1] and len(page.sources) == 1
+    assert [text.get_text() for text in table(tmp_path).figure().legends[0].get_texts()] == [value, "b", "$x$", value]
 
 
 def test_files_are_replaced_whole(folder):

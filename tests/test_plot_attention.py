@@ -253,6 +253,14 @@ def test_text_is_readable_and_nothing_is_cut_off(name):
         assert all(ord(character) in characters for character in text.get_text() if character != "\n"), text
 
 
+@pytest.mark.parametrize("draw", [plot.head, plot.heads, plot.model])
+def test_a_logarithmic_scale_is_not_cut_off(draw):
+    figure = draw(WIDE, *{plot.head: (0, 0), plot.heads: (0,)}.get(draw, ()), log=True)
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() <= 9.0
+    assert figure.axes[-1].get_tightbbox().x1 <= figure.bbox.x1
+
+
 def test_labels_show_each_character_or_its_number_and_dollars_are_no_formula():
     figure = plot.pieces(["漢", "a\u00a0b", "␣$1$", "⟨E2⟩", "⏎"])
     assert written(figure) == ["⟨U+6F22⟩", "a⟨U+00A0⟩b", "␣$1$", "⟨E2⟩", "⏎"]

@@ -10,7 +10,6 @@ import functools
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import pytest_mpl  # noqa: F401  (without it nothing would be compared)
@@ -24,8 +23,6 @@ from optbook.plot import _style
 # Root mean square of the difference, of 255. The mistakes at the end of this file give 7 and more.
 TOLERANCE = 5
 DRAWN_WITH = "3.11"  # matplotlib brings its own freetype, and each version draws letters its own way
-# By their outlines alone: how letters snap to dots differs between builds of freetype.
-STYLE = ["default", {"text.hinting": "none"}]
 DPI = 60
 pytestmark = pytest.mark.skipif(
     not matplotlib.__version__.startswith(DRAWN_WITH + "."),
@@ -34,13 +31,18 @@ pytestmark = pytest.mark.skipif(
 compared = functools.partial(
     pytest.mark.mpl_image_compare,
     baseline_dir="baseline",
-    style=STYLE,
     tolerance=TOLERANCE,
     savefig_kwargs={"dpi": DPI},
 )
 RECORD = make_record(lengths=(9, 6), length=9)
 LEFT = make_record(lengths=(9, 6), length=9, side="left")
 SCORES = {role: np.sin(np.arange(8.0) + i).reshape(2, 4) ** 4 for i, role in enumerate(plot.summaries.ROLES)}
+
+
+@pytest.fixture(autouse=True)
+def letters_by_their_outlines_alone(monkeypatch):
+    """How they snap to dots differs between builds of freetype."""
+    monkeypatch.setitem(_style.STYLE, "text.hinting", "none")
 
 
 @compared()
@@ -128,8 +130,7 @@ def rows_swapped(record):
 
 def passes(picture, folder):
     """Whether a picture, as it is drawn now, would be taken for its baseline."""
-    with plt.style.context(STYLE, after_reset=True):
-        picture().savefig(folder / "now.png", dpi=DPI)
+    picture().savefig(folder / "now.png", dpi=DPI)
     baseline = Path(__file__).parent / "baseline" / f"{picture.__name__}.png"
     return compare_images(baseline, folder / "now.png", TOLERANCE) is None
 

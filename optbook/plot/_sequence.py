@@ -7,6 +7,7 @@ from matplotlib import colors
 
 from optbook.attention import AttentionRecord
 from optbook.attention_numbers import visible_keys, without_first
+from optbook.plot._labels import PlainLogFormatter
 
 FAINTEST = 1e-4  # where a logarithmic scale begins
 
@@ -14,6 +15,11 @@ FAINTEST = 1e-4  # where a logarithmic scale begins
 def attention_norm(log):
     """Attention on a scale from 0 to 1, the same in every picture; with ``log`` from 0.0001, and less drawn as that."""
     return colors.LogNorm(FAINTEST, 1, clip=True) if log else colors.Normalize(0, 1)
+
+
+def scale_options(log):
+    """Of the colour bar beside it."""
+    return {"extend": "min", "format": PlainLogFormatter()} if log else {}
 
 
 def check_labels(padding_mask, tokens):

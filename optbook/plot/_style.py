@@ -5,6 +5,7 @@ import functools
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from optbook.plot._labels import SANS, drawable
 
@@ -15,6 +16,7 @@ PADDING = dict(facecolor="none", edgecolor="0.55", hatch="////", linewidth=0)
 CLOSED = "0.88"  # what a mask leaves out
 WIDTH = 9.0  # inches: at 100 dots each as wide as a notebook's output, so that no browser shrinks the labels
 STYLE = {
+    "text.parse_math": False,  # two dollar signs in a token, a name or a value are no formula
     "font.family": SANS,
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
@@ -26,17 +28,37 @@ STYLE = {
 }
 
 
+class _Figure(Figure):
+    """A figure in this module's style, whatever style its reader has chosen for figures of their own."""
+
+    def draw(self, renderer):
+        with _style():  # tick labels and hatches come into being here
+            super().draw(renderer)
+
+    def savefig(self, fname, **kwargs):
+        super().savefig(fname, **{"facecolor": "auto", "edgecolor": "auto"} | kwargs)
+
+
+def _style():
+    return plt.style.context(["default", STYLE])
+
+
 def figure_function(function):
     """Draw in this module's style, and close the figure, so that a notebook shows what is returned, once."""
 
     @functools.wraps(function)
     def styled(*args, **kwargs):
-        with plt.rc_context(STYLE):
+        with _style():
             figure = function(*args, **kwargs)
             plt.close(figure)
             return figure
 
     return styled
+
+
+# Every figure of this package comes from one of the two.
+new_figure = functools.partial(plt.figure, FigureClass=_Figure)
+new_axes = functools.partial(plt.subplots, FigureClass=_Figure)
 
 
 def grid_of_axes(down, across, size, between=(0, 0), left=0.0, right=0.0, top=0.0, bottom=0.0):
@@ -56,7 +78,7 @@ def grid_of_axes(down, across, size, between=(0, 0), left=0.0, right=0.0, top=0.
     width = left + across * size[0] + (across - 1) * between[0] + right
     height = top + down * size[1] + (down - 1) * between[1] + bottom
     place = dict(left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height)
-    return plt.subplots(
+    return new_axes(
         down,
         across,
         figsize=(width, height),
@@ -74,9 +96,9 @@ def draw_matrix(ax, values, rows=None, columns=None, title="", annotate=None, lo
     ax.set_title(title)
     ax.spines[:].set_visible(False)
     if columns is not None:
-        ax.set_xticks(range(len(columns)), map(drawable, columns), rotation=90, fontsize=8, parse_math=False)
+        ax.set_xticks(range(len(columns)), map(drawable, columns), rotation=90, fontsize=8)
     if rows is not None:
-        ax.set_yticks(range(len(rows)), map(drawable, rows), fontsize=8, parse_math=False)
+        ax.set_yticks(range(len(rows)), map(drawable, rows), fontsize=8)
     ax.tick_params(length=0)
     if annotate:
         middle = (image.norm.vmin + image.norm.vmax) / 2

@@ -4,11 +4,11 @@ import numpy as np
 
 from optbook.attention_numbers import largest_in_blocks
 from optbook.plot._labels import SIZE, label_axis, reach
-from optbook.plot._sequence import Sequence, attention_norm
+from optbook.plot._sequence import Sequence, attention_norm, scale_options
 from optbook.plot._style import CLOSED, CONTINUOUS, WIDTH, figure_function, grid_of_axes, hatch_padding
 
 DOTS = 100  # per inch, on a screen
-COLORBAR = 0.9  # inches at the right
+COLORBAR = 1.0  # inches at the right
 PAGE = 32  # layers and heads on one page of `model`: a tile is then still 24 dots wide
 
 
@@ -34,7 +34,7 @@ def _add_colorbar(figure, image, first, last, log):
     """To the right of a grid of axes, whose rightmost are ``first``, at the top, and ``last``."""
     right, top, bottom = first.get_position().x1, first.get_position().y1, last.get_position().y0
     place = right + 0.15 / figure.get_figwidth(), bottom, 0.15 / figure.get_figwidth(), top - bottom
-    bar = figure.colorbar(image, cax=figure.add_axes(place), label="attention", extend="min" if log else "neither")
+    bar = figure.colorbar(image, cax=figure.add_axes(place), label="attention", **scale_options(log))
     bar.ax.tick_params(labelsize=SIZE)
 
 

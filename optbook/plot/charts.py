@@ -5,8 +5,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from optbook.plot._labels import drawable
-from optbook.plot._style import CONTINUOUS, DIVERGING, WIDTH, draw_matrix, figure_function
+from optbook.plot._labels import PlainLogFormatter, name_lines
+from optbook.plot._style import CONTINUOUS, DIVERGING, WIDTH, draw_matrix, figure_function, new_axes
 
 MARKERS = "os^DvPX*"
 
@@ -42,7 +42,7 @@ def matrices(
     down = -(-count // across)
     flattest = min(array.shape[0] / array.shape[1] for array in arrays.values()) if rows is not None else 1.0
     height = size * min(1.0, max(flattest, 0.3))  # cells are square where they have labels: no room left over
-    figure, axes = plt.subplots(down, across, figsize=(size * across + 1.2, (height + 0.7) * down), squeeze=False)
+    figure, axes = new_axes(down, across, figsize=(size * across + 1.2, (height + 0.7) * down), squeeze=False)
     everything = np.concatenate([array.ravel() for array in arrays.values()])
     for ax in axes.flat[count:]:
         ax.set_visible(False)
@@ -72,7 +72,7 @@ def texts(values, written, rows, columns, xlabel="", label="", low=0.0, high=1.0
 
     ``label`` says what the colour means, which runs from ``low`` to ``high``; ``rows`` and ``columns`` are labels.
     """
-    figure, ax = plt.subplots(figsize=(0.72 * len(columns) + 2.2, 0.42 * len(rows) + 1.2))
+    figure, ax = new_axes(figsize=(0.72 * len(columns) + 2.2, 0.42 * len(rows) + 1.2))
     image = draw_matrix(ax, values, rows, columns, low=low, high=high)
     ax.set(aspect="auto", xlabel=xlabel)
     for (i, j), value in np.ndenumerate(np.asarray(values)):
@@ -91,33 +91,36 @@ def lines(
     With ``log_x`` the positions are few and each gets its tick, as for widths that double. ``levels`` is a dict of name
     to height: dashed lines to compare the curves with, named at the right.
     """
-    figure, ax = plt.subplots(figsize=size)
-    for name, values in curves.items():
-        ax.plot(range(len(values)) if x is None else x, values, label=name, marker=marker, markersize=4)
+    figure, ax = new_axes(figsize=size)
+    for values in curves.values():
+        ax.plot(range(len(values)) if x is None else x, values, marker=marker, markersize=4)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if log_y:
-        ax.set_yscale("log")
+        _set_log_y(ax)
     if log_x:
         ax.set_xscale("log", base=2)
         ax.set_xticks(x, [str(position) for position in x])
     for name, height in (levels or {}).items():
         ax.axhline(height, color="0.5", linestyle="--", linewidth=1, zorder=1)
-        ax.annotate(name, (1, height), (4, 0), ax.get_yaxis_transform(), "offset points", va="center", fontsize=8)
+        ax.annotate(
+            name_lines(name), (1, height), (4, 0), ax.get_yaxis_transform(), "offset points", va="center", fontsize=8
+        )
     if len(curves) > 1:
-        ax.legend(frameon=False)
+        ax.legend(ax.lines[: len(curves)], map(name_lines, curves), frameon=False)
     return figure
 
 
 @figure_function
 def bars(values, ylabel="", title="", number="", log_y=False, size=(6.5, 3.0)):
     """Labelled bars; ``values`` is a dict of name to number, ``number`` the format written on each bar."""
-    figure, ax = plt.subplots(figsize=size)
-    drawn = ax.bar(list(values), list(values.values()), color="#0072b2", width=0.6)
+    figure, ax = new_axes(figsize=size)
+    drawn = ax.bar(range(len(values)), list(values.values()), color="#0072b2", width=0.6)
+    ax.set_xticks(range(len(values)), map(name_lines, values))
     ax.bar_label(drawn, [format(value, number) for value in values.values()], padding=2, fontsize=8)
     ax.set(ylabel=ylabel, title=title)
     ax.margins(y=0.12)
     if log_y:
-        ax.set_yscale("log")
+        _set_log_y(ax)
         ax.yaxis.set_minor_formatter(NullFormatter())  # the bars have their numbers
     return figure
 
@@ -128,49 +131,59 @@ def bar_groups(series, ylabel="", title="", log_y=False, size=(9.0, 3.0)):
 
     The labels are those of the first series; a label that another one lacks has no bar there.
     """
-    figure, ax = plt.subplots(figsize=size)
+    figure, ax = new_axes(figsize=size)
     labels = list(next(iter(series.values())))
     width = 0.8 / len(series)
-    for index, (name, values) in enumerate(series.items()):
+    for index, values in enumerate(series.values()):
         places = np.arange(len(labels)) + (index - (len(series) - 1) / 2) * width
-        ax.bar(places, [values.get(label, np.nan) for label in labels], width, label=name)
-    ax.set_xticks(range(len(labels)), map(drawable, labels), parse_math=False)
+        ax.bar(places, [values.get(label, np.nan) for label in labels], width)
+    ax.set_xticks(range(len(labels)), map(name_lines, labels))
     ax.set(ylabel=ylabel, title=title)
     if log_y:
-        ax.set_yscale("log")
-    figure.legend(loc="outside upper center", ncols=len(series), frameon=False)  # never over a bar
+        _set_log_y(ax)
+    figure.legend(
+        ax.containers, map(name_lines, series), loc="outside upper center", ncols=len(series), frameon=False
+    )  # never over a bar
     return figure
 
 
 @figure_function
 def histograms(values, bins=40, xlabel="", title="", size=(6.5, 3.0)):
     """Overlaid histograms of equal area; ``values`` is a dict of name to numbers."""
-    figure, ax = plt.subplots(figsize=size)
+    figure, ax = new_axes(figsize=size)
     everything = np.concatenate([np.ravel(numbers) for numbers in values.values()])
     edges = np.linspace(everything.min(), everything.max(), bins + 1)
-    for name, numbers in values.items():
-        ax.hist(np.ravel(numbers), edges, density=True, alpha=0.55, label=name)
+    for numbers in values.values():
+        ax.hist(np.ravel(numbers), edges, density=True, alpha=0.55)
     ax.set(xlabel=xlabel, ylabel="density", title=title)
-    ax.legend(frameon=False)
+    ax.legend(ax.containers, map(name_lines, values), frameon=False)
     return figure
 
 
 @figure_function
 def shares(values, xlabel="share", size=(7.0, 2.8)):
     """Lying bars of length 1, cut into parts; ``values`` is a dict of bar name to a dict of part name to number."""
-    figure, ax = plt.subplots(figsize=size)
+    figure, ax = new_axes(figsize=size)
     parts = list(next(iter(values.values())))
     totals = np.array([sum(bar.values()) for bar in values.values()])
     left = np.zeros(len(values))
     for part in parts:
         widths = np.array([bar[part] for bar in values.values()]) / totals
-        drawn = ax.barh(list(values), widths, left=left, label=part, height=0.65, edgecolor="white")
+        drawn = ax.barh(range(len(values)), widths, left=left, height=0.65, edgecolor="white")
         labels = [f"{width:.0%}" if width >= 0.04 else "" for width in widths]
         ax.bar_label(drawn, labels, label_type="center", fontsize=8, color="white")
         left += widths
     ax.set(xlim=(0, 1), xlabel=xlabel)
+    ax.set_yticks(range(len(values)), map(name_lines, values))
     ax.invert_yaxis()
-    ax.legend(frameon=False, ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.legend(
+        ax.containers,
+        map(name_lines, parts),
+        frameon=False,
+        ncols=len(parts),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+    )
     return figure
 
 
@@ -190,7 +203,7 @@ def trade_offs(points, pairs):
     colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     look = {group: (colors[number % 6], "-:"[number // 6 % 2]) for number, group in enumerate(groups)}
     markers = {kind: MARKERS[number % len(MARKERS)] for number, kind in enumerate(kinds)}
-    figure, axes = plt.subplots(1, len(pairs), figsize=(WIDTH / 3 * len(pairs), 3.3), squeeze=False)
+    figure, axes = new_axes(1, len(pairs), figsize=(WIDTH / 3 * len(pairs), 3.3), squeeze=False)
     for ax, ((across, xlabel), (up, ylabel)) in zip(axes.flat, pairs):
         for group, (color, style) in look.items():
             own = [p for p in points if p["group"] == group and None not in (p.get(across), p.get(up))]
@@ -198,13 +211,18 @@ def trade_offs(points, pairs):
             for p in own:
                 ax.plot(p[across], p[up], markers[p["kind"]], color=color, markersize=7)
         ax.set(xlabel=xlabel, ylabel=ylabel, xlim=_wide_enough(points, across), ylim=_wide_enough(points, up))
-    keys = [Line2D([], [], color=color, ls=style, label=drawable(group)) for group, (color, style) in look.items()]
+    keys = [(group, Line2D([], [], color=color, ls=style)) for group, (color, style) in look.items()]
     if len(kinds) > 1:
-        keys += [
-            Line2D([], [], color="0.3", ls="", marker=marker, label=drawable(kind)) for kind, marker in markers.items()
-        ]
-    figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4), frameon=False)
+        keys += [(kind, Line2D([], [], color="0.3", ls="", marker=marker)) for kind, marker in markers.items()]
+    names, drawn = zip(*keys)
+    figure.legend(drawn, map(name_lines, names), loc="outside upper center", ncols=min(len(keys), 4), frameon=False)
     return figure
+
+
+def _set_log_y(ax):
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(PlainLogFormatter())
+    ax.yaxis.set_minor_formatter(PlainLogFormatter(labelOnlyBase=False))
 
 
 def _wide_enough(points, name):

@@ -15,6 +15,7 @@ from optbook.plot._style import (
     figure_function,
     grid_of_axes,
     hatch_padding,
+    new_axes,
 )
 
 MASK_COLORS = "cividis"  # yellow: may attend; dark blue: may not
@@ -119,7 +120,7 @@ def stages(scores, mask, values, tokens, head_dim):
     output = weights @ values
 
     few = length <= 8
-    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, 6.2))
+    figure, axes = new_axes(2, 3, figsize=(WIDTH, 6.2))
     bound = float(np.abs(scores).max()) or 1.0
     # numbers in the cells show that scaling shrinks them; without numbers each stage needs a color scale of its own
     scaled_bound = bound if few else bound / np.sqrt(head_dim)

@@ -5,9 +5,9 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 
-from optbook.plot._labels import MONO, SIZE, drawable, label_axis, reach, set_plain
-from optbook.plot._sequence import Sequence, attention_norm
-from optbook.plot._style import PADDING, WIDTH, figure_function, runs
+from optbook.plot._labels import MONO, SIZE, drawable, label_axis, reach
+from optbook.plot._sequence import Sequence, attention_norm, scale_options
+from optbook.plot._style import PADDING, WIDTH, figure_function, new_figure, runs
 
 INK = "magma_r"  # pale where there is little: text stays readable on it
 LOOKS, IS_SEEN, CHOSEN = "#0072b2", "#d55e00", "#009e73"
@@ -59,20 +59,20 @@ def tokens(record, layer, head, token, row=0, hide_first=False, log=False, windo
     texts = [0.36 + STEP * len(lines) for *_, lines in panels]  # inches of each panel's height
     arcs, foot = 2.0, 0.1 + reach(sequence.labels, ARCS_WIDTH)
     height = 0.3 + sum(texts) + arcs + foot + 0.75
-    figure = plt.figure(figsize=(WIDTH, height), layout="none")
+    figure = new_figure(figsize=(WIDTH, height), layout="none")
     figure.text(0.1 / WIDTH, 1 - 0.18 / height, sequence.title(layer, head), va="center", fontsize=10)
     below = 0.3
     for (values, title, color, lines), text in zip(panels, texts):
         below += text
         ax = figure.add_axes((0, 1 - below / height, 1, text / height), xlim=(0, WIDTH), ylim=(text, 0))
         ax.axis("off")
-        set_plain(ax.text(0.1, 0.17, title, va="center", fontsize=9, color=color))
+        ax.text(0.1, 0.17, title, va="center", fontsize=9, color=color)
         _draw_text(ax, sequence, lines, values, chosen, norm)
     bottom = (foot + 0.55) / height
     ax = figure.add_axes((0.15 / WIDTH, bottom, ARCS_WIDTH / WIDTH, arcs / height))
     _draw_arcs(ax, sequence, looks, seen, chosen, norm)
     bar = figure.add_axes((0.35 / WIDTH, 0.34 / height, 2.6 / WIDTH, 0.1 / height))
-    figure.colorbar(ScalarMappable(norm, INK), cax=bar, orientation="horizontal")
+    figure.colorbar(ScalarMappable(norm, INK), cax=bar, orientation="horizontal", **scale_options(log))
     bar.tick_params(labelsize=SIZE, length=2)
     figure.text(3.1 / WIDTH, 0.39 / height, "attention", va="center", fontsize=8)
     return figure
@@ -122,7 +122,7 @@ def _draw_text(ax, sequence, lines, values, chosen, norm):
                 ax.add_patch(plt.Rectangle((left, top), width, BRICK, facecolor="none", edgecolor=CHOSEN, linewidth=2))
             ink = "0.5" if np.isnan(value) else "white" if norm(value) > 0.55 else "black"
             label = drawable(sequence.labels[index], MONO)
-            set_plain(ax.text(center, middle, label, ha="center", va="center", family=MONO, fontsize=9, color=ink))
+            ax.text(center, middle, label, ha="center", va="center", family=MONO, fontsize=9, color=ink)
             if value >= WRITTEN:
                 number_place = (center, top + BRICK + 0.065)
                 ax.text(*number_place, f"{value:.2f}", ha="center", va="center", fontsize=7, color="0.25")

@@ -5,8 +5,8 @@ import numpy as np
 
 from optbook.attention_numbers import head_entropy
 from optbook.plot._labels import SIZE, round_steps
-from optbook.plot._sequence import attention_norm, check_record, check_window
-from optbook.plot._style import CONTINUOUS, WIDTH, figure_function
+from optbook.plot._sequence import attention_norm, check_record, check_window, scale_options
+from optbook.plot._style import CONTINUOUS, WIDTH, figure_function, new_axes
 
 ROLES = {
     "first_token": "first token (the sink)",
@@ -41,7 +41,7 @@ def roles(scores, log=False):
         raise ValueError(f"all roles need scores of one shape (layers, heads), not {', '.join(map(str, shapes))}.")
     ((layers, heads),) = shapes
     across, down = min(len(arrays), 2), -(-len(arrays) // 2)
-    figure, axes = plt.subplots(
+    figure, axes = new_axes(
         down, across, figsize=(WIDTH if across == 2 else 5.0, down * (_height(layers) + 0.75)), squeeze=False
     )
     for ax, (role, array) in zip(axes.flat, arrays.items()):
@@ -52,9 +52,7 @@ def roles(scores, log=False):
         ax.set_title(f"{ROLES[role]}\nmost: layer {layer}, head {head}, {array.max():.2f}", fontsize=9)
     for ax in axes.flat[len(arrays) :]:
         ax.set_visible(False)
-    bar = figure.colorbar(
-        image, ax=axes, shrink=0.7, pad=0.02, label="mean attention", extend="min" if log else "neither"
-    )
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, label="mean attention", **scale_options(log))
     bar.ax.tick_params(labelsize=SIZE)
     return figure
 
@@ -86,7 +84,7 @@ def entropy(record, row=None, hide_first=False, window=None):
         raise ValueError(f"row {row} is not in this record of {len(record.tokens)} sequences.")
     start, stop = check_window(window, len(record.tokens[0]))
     means = head_entropy(record, row, hide_first, (start, stop))
-    figure, ax = plt.subplots(figsize=(5.6, _height(len(means)) + 0.9))
+    figure, ax = new_axes(figsize=(5.6, _height(len(means)) + 0.9))
     image = _draw_grid(ax, means, record.layers, record.heads, plt.Normalize(0, 1))
     notes = ["entropy of attention"]
     notes += [f"sequence {row}"] if row is not None and len(record.tokens) > 1 else []

@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from optbook.plot._labels import MONO, drawable, set_plain
-from optbook.plot._style import PADDING, PIECES, figure_function
+from optbook.plot._labels import MONO, drawable
+from optbook.plot._style import PADDING, PIECES, figure_function, new_figure
 
 
 @figure_function
@@ -31,7 +31,7 @@ def pieces(labels, numbers=None, width=9.0):
         lines[-1].append((index, x, piece))
         x += piece + gap
     height = 0.62 * len(lines)
-    figure = plt.figure(figsize=(width, height), layout="none")
+    figure = new_figure(figsize=(width, height), layout="none")
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     ax.axis("off")
     for line, content in enumerate(lines):
@@ -43,7 +43,7 @@ def pieces(labels, numbers=None, width=9.0):
                 )
             )
             middle = x + piece / 2
-            set_plain(ax.text(middle, top + 0.15, labels[index], ha="center", va="center", family=MONO, fontsize=10))
+            ax.text(middle, top + 0.15, labels[index], ha="center", va="center", family=MONO, fontsize=10)
             if numbers is not None:
                 ax.text(middle, top + 0.4, str(numbers[index]), ha="center", va="center", fontsize=7, color="0.35")
     return figure
@@ -77,7 +77,7 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
                 colors.setdefault(label, PIECES[len(colors) % len(PIECES)])
         extents.append(np.cumsum([margin, *(column or len(label) * em for label in labels)]))
     width = max(extent[-1] for extent in extents) + 0.05
-    figure = plt.figure(figsize=(width, height * len(rows)), layout="none")
+    figure = new_figure(figsize=(width, height * len(rows)), layout="none")
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height * len(rows), 0))
     ax.axis("off")
     for line, (title, labels) in enumerate(rows.items()):
@@ -91,7 +91,7 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
             ax.add_patch(plt.Rectangle((left, top), right - left - 0.01, height - 0.06, **style))
             text = dict(x=(left + right) / 2, ha="center", va="center", color="black" if real else "0.3")
             shift = 0.0 if numbers is None else 0.1
-            set_plain(ax.text(y=middle - shift, s=label, family=MONO, fontsize=8 if column else 9, **text))
+            ax.text(y=middle - shift, s=label, family=MONO, fontsize=8 if column else 9, **text)
             if numbers is not None:
                 ax.text(y=middle + shift, s=str(numbers[line][index]), fontsize=7, **text)
     return figure
