@@ -29,7 +29,7 @@ class AttentionRecord:
 
     Attributes
     ----------
-    scores : float32 array of shape (layers, batch, heads, T, T)
+    weights : float32 array of shape (layers, batch, heads, T, T)
         Row t holds how much query t takes from each key; it sums to 1 over the keys it may see. Read only.
     layers, heads : tuple of int
         Which layers and heads of the model the first and third axis hold.
@@ -43,7 +43,7 @@ class AttentionRecord:
         only where the backbone has ``positions_from_mask``.
     """
 
-    scores: np.ndarray
+    weights: np.ndarray
     layers: tuple
     heads: tuple
     tokens: list
@@ -52,14 +52,14 @@ class AttentionRecord:
     positions: np.ndarray
 
     def map(self, layer, head, row=0):
-        """The (T, T) scores of one head on one sequence of the batch, by their numbers in the model."""
+        """The (T, T) weights of one head on one sequence of the batch, by their numbers in the model."""
         if layer not in self.layers or head not in self.heads:
             raise ValueError(
                 f"layer {layer}, head {head} is not in this record of layers {self.layers} and heads {self.heads}."
             )
         if not 0 <= row < len(self.tokens):
             raise ValueError(f"row {row} is not in this record of {len(self.tokens)} sequences.")
-        return self.scores[self.layers.index(layer), row, self.heads.index(head)]
+        return self.weights[self.layers.index(layer), row, self.heads.index(head)]
 
     def save(self, path):
         """Writes one ``.npz`` file with an array for each field, as numpy alone can read it."""
@@ -81,7 +81,7 @@ class AttentionRecord:
             with np.load(path, allow_pickle=False) as file:
                 record = cls(**{field.name: file[field.name] for field in dataclasses.fields(cls)})
             batch, length = record.token_ids.shape
-            whole = record.scores.shape == (len(record.layers), batch, len(record.heads), length, length) and all(
+            whole = record.weights.shape == (len(record.layers), batch, len(record.heads), length, length) and all(
                 each.shape == (batch, length) for each in (record.tokens, record.padding_mask, record.positions)
             )
         except FileNotFoundError:
@@ -89,16 +89,18 @@ class AttentionRecord:
         except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
             whole = False
         if not whole:
-            raise ValueError(f"{path} is not an attention record, or is damaged: record once more, and save it.")
-        record.scores.setflags(write=False)
+            raise ValueError(
+                f"{path} is not an attention record of this version, or is damaged: record and save it once more."
+            )
+        record.weights.setflags(write=False)
         lists = {name: tuple(getattr(record, name).tolist()) for name in ("layers", "heads")}
         return dataclasses.replace(record, **lists, tokens=record.tokens.tolist())
 
 
 def record_attention(model, inputs, layers=None, heads=None):
-    """Runs the model once, up to the last asked layer, and keeps the attention scores of the asked layers and heads.
+    """Runs the model once, up to the last asked layer, and keeps the attention weights of the asked layers and heads.
 
-    The pass is compiled, takes about the time of a plain one, and takes memory for what was asked and no more. Scores
+    The pass is compiled, takes about the time of a plain one, and takes memory for what was asked and no more. Weights
     are those of the explicit softmax, since fused attention has none to give.
 
     Parameters
@@ -117,7 +119,7 @@ def record_attention(model, inputs, layers=None, heads=None):
         For text without a tokenizer, a layer or head that the model does not have, a model that is no OPT, and
         token ids and masks that the backbone would refuse.
     MemoryError
-        Before anything runs, when the scores would not fit into the memory that is free.
+        Before anything runs, when the weights would not fit into the memory that is free.
     """
     backbone = getattr(model, "backbone", model)
     preprocessor = getattr(model, "preprocessor", None)
@@ -134,7 +136,7 @@ def record_attention(model, inputs, layers=None, heads=None):
     scores = _scores(weakref.ref(reader), weights, token_ids, padding_mask, layers, np.asarray(heads))
     label = functools.partial(token_label, preprocessor.tokenizer) if preprocessor else str
     return AttentionRecord(
-        scores=np.asarray(scores),  # on a CPU the same memory, no copy
+        weights=np.asarray(scores),  # on a CPU the same memory, no copy
         layers=layers,
         heads=heads,
         tokens=[[label(token) for token in row] for row in token_ids.tolist()],
@@ -148,7 +150,7 @@ _twins = weakref.WeakKeyDictionary()
 
 
 def _reader(backbone):
-    """The backbone whose layers give scores: ours itself, and for KerasHub's a twin of our layers without weights."""
+    """The backbone whose layers give weights: ours itself, and for KerasHub's a twin of our layers without weights."""
     if isinstance(backbone, OPTBackbone):
         return backbone
     if not isinstance(backbone, keras_hub.models.OPTBackbone):
@@ -209,7 +211,7 @@ def _chosen(kind, asked, count):
 
 
 def _check_memory(num_layers, num_asked_heads, num_heads, shape):
-    """Refuses scores that would not fit, where they are computed or on the host, with what would make them fewer."""
+    """Refuses weights that would not fit, where they are computed or on the host, with what would make them fewer."""
     batch, length = shape
     one_map = batch * length**2 * np.dtype("float32").itemsize
     asked, working = num_layers * num_asked_heads * one_map, WORKING_MAPS * num_heads * one_map

@@ -25,13 +25,13 @@ def visible_keys(padding_mask, hide_first=False):
     return visible
 
 
-def without_first(scores, padding_mask):
-    """Scores as if no query had looked at the first token: its column set to 0, what is left scaled to sum to 1.
+def without_first(weights, padding_mask):
+    """Weights as if no query had looked at the first token: its column set to 0, what is left scaled to sum to 1.
 
     Parameters
     ----------
-    scores : array of shape (..., T, T)
-        Attention on one sequence, such as ``record.scores[:, row]`` or ``record.map(layer, head, row)``.
+    weights : array of shape (..., T, T)
+        Attention on one sequence, such as ``record.weights[:, row]`` or ``record.map(layer, head, row)``.
     padding_mask : array of shape (T,)
         The first token is the first real one, also where padding stands on the left.
 
@@ -41,22 +41,22 @@ def without_first(scores, padding_mask):
         A row that had nothing but the first token, as the first token's own, is all 0. Where the first token had
         almost everything, the small rest is scaled up a lot: read such rows with care.
     """
-    kept = np.array(scores, dtype="float32")
+    kept = np.array(weights, dtype="float32")
     kept[..., np.asarray(padding_mask, dtype=bool).argmax()] = 0.0
     total = kept.sum(axis=-1, keepdims=True)
     return np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
 
 
-def entropy(scores, padding_mask, hide_first=False, normalized=False):
+def entropy(weights, padding_mask, hide_first=False, normalized=False):
     """How widely each query spreads its attention.
 
     Parameters
     ----------
-    scores : array of shape (..., T, T)
+    weights : array of shape (..., T, T)
         Attention on one sequence.
     padding_mask : array of shape (T,)
     hide_first : bool
-        Of the scores `without_first`.
+        Of the weights `without_first`.
     normalized : bool
         Divide by the most that this query could reach, the logarithm of the number of keys that it may see: 0 is all
         attention on one key, 1 the same on each, and early and late queries can be compared.
@@ -68,13 +68,13 @@ def entropy(scores, padding_mask, hide_first=False, normalized=False):
         where there is nothing to spread: for padding, for rows that sum to 0 and, if ``normalized``, for a query that
         sees a single key.
     """
-    scores = without_first(scores, padding_mask) if hide_first else np.asarray(scores, dtype="float32")
-    logarithms = np.log2(scores, out=np.zeros_like(scores), where=scores > 0)  # 0 · log 0 counts as 0
-    spread = -(scores * logarithms).sum(axis=-1) + 0.0  # no -0.0
+    weights = without_first(weights, padding_mask) if hide_first else np.asarray(weights, dtype="float32")
+    logarithms = np.log2(weights, out=np.zeros_like(weights), where=weights > 0)  # 0 · log 0 counts as 0
+    spread = -(weights * logarithms).sum(axis=-1) + 0.0  # no -0.0
     keys = visible_keys(padding_mask, hide_first).sum(axis=-1)
     if normalized:
         spread = spread / np.log2(np.maximum(keys, 2))
-    meaningful = (keys > int(normalized)) & (scores.sum(axis=-1) > 0)
+    meaningful = (keys > int(normalized)) & (weights.sum(axis=-1) > 0)
     return np.where(meaningful, spread, np.nan).astype("float32")
 
 
@@ -87,7 +87,7 @@ def head_entropy(record, row=None, hide_first=False, window=None):
     row : int, optional
         One sequence of the batch; the queries of all of them when left out.
     hide_first : bool
-        Of the scores `without_first`.
+        Of the weights `without_first`.
     window : (int, int), optional
         Only queries from start to stop, stop not included.
 
@@ -100,8 +100,8 @@ def head_entropy(record, row=None, hide_first=False, window=None):
     queries = slice(*window) if window else slice(None)
     # layer by layer: records of long texts are large
     means = []
-    for scores in record.scores:
-        of_rows = [entropy(scores[i], record.padding_mask[i], hide_first, normalized=True)[:, queries] for i in rows]
+    for weights in record.weights:
+        of_rows = [entropy(weights[i], record.padding_mask[i], hide_first, normalized=True)[:, queries] for i in rows]
         per_query = np.concatenate(of_rows, axis=-1).astype("float64")  # (heads, queries)
         known = ~np.isnan(per_query)
         count = known.sum(axis=-1)
@@ -110,12 +110,12 @@ def head_entropy(record, row=None, hide_first=False, window=None):
     return np.stack(means)
 
 
-def largest_in_blocks(scores, size):
-    """The largest score of each ``size`` × ``size`` block, so that no bright cell of a long text is lost on a screen.
+def largest_in_blocks(weights, size):
+    """The largest weight of each ``size`` × ``size`` block, so that no bright cell of a long text is lost on a screen.
 
     Parameters
     ----------
-    scores : array of shape (T, S)
+    weights : array of shape (T, S)
         NaN is left out of a block's maximum; a block of nothing else is NaN.
     size : int
 
@@ -124,9 +124,9 @@ def largest_in_blocks(scores, size):
     array of shape (ceil(T / size), ceil(S / size))
     """
     if size == 1:
-        return scores
-    down, across = (-(-length // size) for length in scores.shape)
-    filled = np.full((down * size, across * size), -np.inf, dtype=scores.dtype)
-    filled[: scores.shape[0], : scores.shape[1]] = np.where(np.isnan(scores), -np.inf, scores)
+        return weights
+    down, across = (-(-length // size) for length in weights.shape)
+    filled = np.full((down * size, across * size), -np.inf, dtype=weights.dtype)
+    filled[: weights.shape[0], : weights.shape[1]] = np.where(np.isnan(weights), -np.inf, weights)
     largest = filled.reshape(down, size, across, size).max(axis=(1, 3))
     return np.where(np.isinf(largest), np.nan, largest)

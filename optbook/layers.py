@@ -135,7 +135,7 @@ class TokenAndPositionEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable("optbook")
 class CausalSelfAttention(layers.Layer):
-    """Multi-head self-attention with an explicit softmax, so that its scores can be returned.
+    """Multi-head self-attention with an explicit softmax, so that its weights can be returned.
 
     Call arguments
     --------------
@@ -147,12 +147,13 @@ class CausalSelfAttention(layers.Layer):
     cache_update_index : int or scalar tensor
         Where in the cache the keys and values of ``hidden_states`` go.
     return_attention_scores : bool
-        Also return the softmax's output, float32 of shape (batch, num_heads, T, S).
+        Also return the attention weights, float32 of shape (batch, num_heads, T, S). Keras calls them scores in this
+        argument; everywhere else scores stand before the softmax, weights after it.
 
     Returns
     -------
     tensor or tuple of tensors
-        The output, shaped as ``hidden_states``; then the scores, if asked for; then the new cache, if one was given.
+        The output, shaped as ``hidden_states``; then the weights, if asked for; then the new cache, if one was given.
     """
 
     def __init__(self, num_heads, dropout=0.0, **kwargs):
@@ -216,13 +217,13 @@ class CausalSelfAttention(layers.Layer):
         if attention_mask is None:
             attention_mask = masks.causal_mask(ops.shape(query)[1], ops.shape(key)[1], cache_update_index)
         attention_mask = ops.expand_dims(attention_mask, axis=1)  # (batch, 1, T, S): the same for every head
-        scores = ops.softmax(ops.where(attention_mask, scores, MASKED_SCORE), axis=-1)
-        scores = ops.where(attention_mask, scores, 0.0)  # changes only rows with no allowed key: nothing, not 1/S each
+        weights = ops.softmax(ops.where(attention_mask, scores, MASKED_SCORE), axis=-1)
+        weights = ops.where(attention_mask, weights, 0.0)  # only rows with no allowed key: nothing, not 1/S each
 
-        weights = self.dropout_layer(ops.cast(scores, value.dtype), training=training)
-        outputs = [self.output_dense(ops.einsum("bnts,bsnh->btnh", weights, value))]
+        kept = self.dropout_layer(ops.cast(weights, value.dtype), training=training)
+        outputs = [self.output_dense(ops.einsum("bnts,bsnh->btnh", kept, value))]
         if return_attention_scores:
-            outputs.append(scores)
+            outputs.append(weights)
         if cache is not None:
             outputs.append(cache)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -246,12 +247,12 @@ class DecoderLayer(layers.Layer):
     self_attention_cache, self_attention_cache_update_index
         See `CausalSelfAttention`. The first query stands at the update index.
     return_attention_scores : bool
-        Also return the attention scores, float32 of shape (batch, num_heads, T, S).
+        Also return the attention weights, float32 of shape (batch, num_heads, T, S).
 
     Returns
     -------
     tensor or tuple of tensors
-        The new sequence, shaped as the old; then the scores, if asked for; then the new cache, if one was given.
+        The new sequence, shaped as the old; then the weights, if asked for; then the new cache, if one was given.
     """
 
     def __init__(self, intermediate_dim, num_heads, dropout=0.0, normalize_first=True, **kwargs):

@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def attention_maps(self):
-        """The scores that `record_attention` keeps of all layers and heads: float32, (layers, batch, heads, T, T).
+        """The weights that `record_attention` keeps of all layers and heads: float32, (layers, batch, heads, T, T).
 
         A choice of layers or heads needs that much less.
         """
@@ -209,7 +209,7 @@ class Plan:
         return self.weights + max(prompt, 3 * cache + 2 * cache // self.config["num_layers"])
 
     def _recording(self, itemsize):
-        """Next to what is kept, one layer: its scores, values and residual stream, or its feed-forward."""
+        """Next to what is kept, one layer: its attention weights, values and residual stream, or its feed-forward."""
         hidden, middle = self._tokens * self.config["hidden_dim"], self._tokens * self.config["intermediate_dim"]
         attention = WORKING_MAPS * self._maps_of_one_layer + 2 * hidden * itemsize
         feedforward = (4 * hidden + 2 * middle) * itemsize

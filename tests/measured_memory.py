@@ -65,7 +65,7 @@ def main(preset, dtype, batch, length, copies):
     uses = {
         "kv_cache": lambda: kv_cache([weight.value for weight in lm.weights], token_ids).block_until_ready(),
         "logits": lambda: lm(whole).block_until_ready(),
-        "attention_maps": lambda: optbook.record_attention(backbone, whole).scores,
+        "attention_maps": lambda: optbook.record_attention(backbone, whole).weights,
         "generating": lambda: lm.generate(prompt, stop_token_ids=None),
     }
     for name, use in uses.items():

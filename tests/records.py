@@ -18,14 +18,14 @@ def make_record(layers=(0, 1), heads=(0, 1, 2, 3), lengths=(8,), length=8, side=
     visible = np.tril(np.ones((length, length), dtype=bool)) & mask[None, :, None, None, :]
     raw = np.where(visible, raw, 0.0)
     total = raw.sum(axis=-1, keepdims=True)
-    scores = np.divide(raw, total, out=np.zeros_like(raw), where=total > 0).astype("float32")
+    weights = np.divide(raw, total, out=np.zeros_like(raw), where=total > 0).astype("float32")
     tokens = [
         [WORDS[t % len(WORDS)] if mask[row, t] else "<pad>" for t in range(length)] for row in range(len(lengths))
     ]
     ids = np.where(mask, 5, 1).astype("int32")
     positions = np.broadcast_to(np.arange(length, dtype="int32"), mask.shape)
     return AttentionRecord(
-        scores=scores,
+        weights=weights,
         layers=tuple(layers),
         heads=tuple(heads),
         tokens=tokens,

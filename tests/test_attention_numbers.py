@@ -1,4 +1,4 @@
-"""Entropy, scores without the first token, and blocks, against values worked out by hand."""
+"""Entropy, weights without the first token, and blocks, against values worked out by hand."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def test_without_first_scales_what_is_left():
 
 
 def test_without_first_takes_the_first_real_token_of_a_left_padded_row():
-    scores = np.array([[0, 0, 0], [0, 1, 0], [0, 0.5, 0.5]], "float32")
-    np.testing.assert_array_equal(numbers.without_first(scores, [0, 1, 1]), [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+    weights = np.array([[0, 0, 0], [0, 1, 0], [0, 0.5, 0.5]], "float32")
+    np.testing.assert_array_equal(numbers.without_first(weights, [0, 1, 1]), [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
 
 
 def test_entropy_in_bits_and_as_a_share_of_what_a_query_can_reach():
@@ -42,7 +42,7 @@ def test_entropy_of_padding_is_not_a_number():
 
 def test_entropy_takes_any_axes_in_front():
     record = make_record(lengths=(8, 5))
-    together = numbers.entropy(record.scores[:, 1], record.padding_mask[1])
+    together = numbers.entropy(record.weights[:, 1], record.padding_mask[1])
     assert together.shape == (2, 4, 8)
     np.testing.assert_array_equal(together[1, 2], numbers.entropy(record.map(1, 2, row=1), record.padding_mask[1]))
 
@@ -63,11 +63,11 @@ def test_head_entropy_without_any_query_that_chooses_is_not_a_number():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_blocks_keep_the_largest_and_leave_out_nan(size):
-    scores = np.random.default_rng(0).random((5, 5))
-    scores[:2, :2] = np.nan
-    blocks = numbers.largest_in_blocks(scores, size)
+    weights = np.random.default_rng(0).random((5, 5))
+    weights[:2, :2] = np.nan
+    blocks = numbers.largest_in_blocks(weights, size)
     count = -(-5 // size)
     assert blocks.shape == (count, count)
     for i, j in np.ndindex(blocks.shape):
-        part = scores[i * size : (i + 1) * size, j * size : (j + 1) * size]
+        part = weights[i * size : (i + 1) * size, j * size : (j + 1) * size]
         assert np.isnan(blocks[i, j]) if np.isnan(part).all() else blocks[i, j] == np.nanmax(part)

@@ -38,7 +38,7 @@ def allowed_keys(inputs):
 
 
 def test_rows_over_allowed_keys_sum_to_one_and_forbidden_keys_get_nothing(model, inputs):
-    scores = optbook.record_attention(model, inputs).scores
+    scores = optbook.record_attention(model, inputs).weights
     assert scores.shape == (3, 3, 4, 12, 12) and scores.dtype == np.float32
     allowed = np.broadcast_to(allowed_keys(inputs), scores.shape[1:])
     assert (scores >= 0).all()
@@ -49,7 +49,7 @@ def test_rows_over_allowed_keys_sum_to_one_and_forbidden_keys_get_nothing(model,
 
 def test_rows_without_any_key_are_zero_and_the_output_is_finite(model):
     inputs = INPUTS["left"]
-    scores = optbook.record_attention(model, inputs).scores
+    scores = optbook.record_attention(model, inputs).weights
     empty = ~np.broadcast_to(allowed_keys(inputs), scores.shape[1:]).any(axis=-1)
     assert empty.sum() == (5 + 9) * 4
     assert (scores[:, empty] == 0).all()
@@ -58,7 +58,7 @@ def test_rows_without_any_key_are_zero_and_the_output_is_finite(model):
 
 def test_a_row_of_padding_alone_is_finite(model):
     inputs = {"token_ids": np.ones((1, 12), "int32"), "padding_mask": np.zeros((1, 12), "int32")}
-    assert (optbook.record_attention(model, inputs).scores == 0).all()
+    assert (optbook.record_attention(model, inputs).weights == 0).all()
     assert np.isfinite(np.asarray(model(inputs)).astype("float32")).all()
 
 
@@ -98,7 +98,7 @@ def test_record_follows_the_backbones_positions(golden, golden_backbone_mask_pos
 def assert_record_equals(record, golden, batch):
     real = golden[f"{batch}/padding_mask"].astype(bool)
     np.testing.assert_array_equal(record.padding_mask, real)
-    for ours, theirs in zip(record.scores, golden[f"{batch}/attention_maps"], strict=True):
+    for ours, theirs in zip(record.weights, golden[f"{batch}/attention_maps"], strict=True):
         assert_close(np.swapaxes(ours, 1, 2), np.swapaxes(theirs, 1, 2), where=real)
 
 
@@ -108,17 +108,17 @@ def test_selected_layers_and_heads_are_those_of_the_full_record(backbone):
     chosen = optbook.record_attention(backbone, inputs, layers=[2, 0], heads=[3, 1])
     assert (chosen.layers, chosen.heads) == ((2, 0), (3, 1))
     assert (full.layers, full.heads) == ((0, 1, 2), (0, 1, 2, 3))
-    assert_close(chosen.scores, full.scores[[2, 0]][:, :, [3, 1]], tolerance=1e-6)
-    assert_close(chosen.map(0, 3, row=1), full.scores[0, 1, 3], tolerance=1e-6)
+    assert_close(chosen.weights, full.weights[[2, 0]][:, :, [3, 1]], tolerance=1e-6)
+    assert_close(chosen.map(0, 3, row=1), full.weights[0, 1, 3], tolerance=1e-6)
     assert not np.array_equal(chosen.map(0, 3, row=1), chosen.map(0, 1, row=1))
 
 
 def test_recording_sees_changed_weights(backbone):
     """The weights are arguments of the compiled pass, not constants in it."""
     inputs, kernel = INPUTS["right"], backbone.transformer_layers[0].self_attention.key_dense.kernel
-    before, old = optbook.record_attention(backbone, inputs).scores, np.asarray(kernel)
+    before, old = optbook.record_attention(backbone, inputs).weights, np.asarray(kernel)
     kernel.assign(-old)
-    after = optbook.record_attention(backbone, inputs).scores
+    after = optbook.record_attention(backbone, inputs).weights
     kernel.assign(old)
     assert np.abs(after - before).max() > 0.1
 
@@ -179,10 +179,10 @@ def test_text_is_tokenized_padded_and_labelled():
     assert record.tokens[1][:3] == ["</s>", "a", "<pad>"]
     assert record.padding_mask[0].all()
     assert record.padding_mask[1].sum() == 2
-    assert (record.scores[:, 1, :, :, 2:] == 0).all()
+    assert (record.weights[:, 1, :, :, 2:] == 0).all()
     alone = optbook.record_attention(lm, "a", layers=[0])
-    assert alone.scores.shape == (1, 1, 4, 2, 2)
-    assert_close(record.scores[:, 1:, :, :2, :2], alone.scores)
+    assert alone.weights.shape == (1, 1, 4, 2, 2)
+    assert_close(record.weights[:, 1:, :, :2, :2], alone.weights)
 
 
 def test_ids_are_their_own_labels_without_a_tokenizer(backbone):

@@ -63,7 +63,7 @@ def test_bytes_are_those_of_a_built_model(dtype, options):
     assert plan.weights == sum(weight.value.nbytes for weight in backbone.weights)
     assert plan.kv_cache == lm._build_cache(token_ids)[1].nbytes
     assert plan.logits == lm(inputs).nbytes
-    assert plan.attention_maps == optbook.record_attention(backbone, inputs).scores.nbytes
+    assert plan.attention_maps == optbook.record_attention(backbone, inputs).weights.nbytes
 
 
 def test_published_presets_by_every_name_without_network(no_network):

@@ -78,9 +78,9 @@ def test_head_hides_the_first_token_on_a_logarithmic_scale_in_a_window():
 
 
 def test_a_weight_that_no_mask_should_let_through_is_seen():
-    scores = RECORD.scores.copy()
+    scores = RECORD.weights.copy()
     scores[0, 0, 0, 2, 6] = 0.5
-    assert maps(plot.head(dataclasses.replace(RECORD, scores=scores), 0, 0))[0][2, 6] == 0.5
+    assert maps(plot.head(dataclasses.replace(RECORD, weights=scores), 0, 0))[0][2, 6] == 0.5
 
 
 def test_a_long_text_is_drawn_in_blocks_and_with_positions():
@@ -187,7 +187,7 @@ def test_tokens_hatches_padding_and_leaves_its_queries_out():
 def test_tokens_shortens_a_long_text_to_the_lines_that_matter():
     scores = np.zeros((1, 1, 1, 600, 600), "float32")
     scores[..., 300, 0] = 1.0
-    texts = written(plot.tokens(dataclasses.replace(LONG, scores=scores, heads=(0,)), 0, 0, token=300))
+    texts = written(plot.tokens(dataclasses.replace(LONG, weights=scores, heads=(0,)), 0, 0, token=300))
     left_out = [int(text.split()[1]) for text in texts if text.startswith("…")]
     assert len(left_out) == 4 and sum(left_out) > 1000
     assert len(texts) < 200
@@ -292,7 +292,7 @@ def test_no_module_hides_behind_a_function():
 
 NOT_PADDED = dataclasses.replace(RECORD, padding_mask=None)
 SHORT_LABELS = dataclasses.replace(RECORD, tokens=[["a"], ["b"]])
-WRONG_SCORES = dataclasses.replace(RECORD, scores=RECORD.scores[:1])
+WRONG_WEIGHTS = dataclasses.replace(RECORD, weights=RECORD.weights[:1])
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,10 @@ WRONG_SCORES = dataclasses.replace(RECORD, scores=RECORD.scores[:1])
             "this record has no padding mask; where nothing is padded it is all ones",
         ),
         (lambda: plot.head(SHORT_LABELS, 0, 0), "shape (2, 8), but the rows of tokens have lengths [1, 1]."),
-        (lambda: plot.entropy(WRONG_SCORES), "scores have shape (1, 2, 4, 8, 8), but layers, tokens and heads ask for"),
+        (
+            lambda: plot.entropy(WRONG_WEIGHTS),
+            "weights have shape (1, 2, 4, 8, 8), but layers, tokens and heads ask for",
+        ),
         (lambda: plot.masks([1, 1], [["a", "b"]]), "a padding mask has shape (batch, T), not (2,)."),
         (lambda: plot.masks([[1, 1]], [["a"]]), "shape (1, 2), but the rows of tokens have lengths [1]."),
         (lambda: plot.stages(np.eye(2), np.eye(3), np.eye(2), ["a", "b"], 2), "not (2, 2), (3, 3) and (2, 2)."),
@@ -338,4 +341,4 @@ def test_bad_input_is_named_in_one_line(draw, message):
 
 def test_what_is_no_record_is_named():
     with pytest.raises(TypeError, match="expected what optbook.record_attention returns, not ndarray."):
-        plot.head(RECORD.scores, 0, 0)
+        plot.head(RECORD.weights, 0, 0)

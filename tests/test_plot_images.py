@@ -121,11 +121,11 @@ def test_head_of_the_embedded_preset():
 
 
 def transposed(record):
-    return dataclasses.replace(record, scores=np.swapaxes(record.scores, -1, -2))
+    return dataclasses.replace(record, weights=np.swapaxes(record.weights, -1, -2))
 
 
 def rows_swapped(record):
-    return dataclasses.replace(record, scores=record.scores[:, ::-1])
+    return dataclasses.replace(record, weights=record.weights[:, ::-1])
 
 
 def passes(picture, folder):

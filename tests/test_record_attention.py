@@ -19,7 +19,7 @@ from optbook import memory
 # isort: split
 import keras_hub  # after optbook, which keeps TensorFlow out of it
 
-FIELDS = ("scores", "layers", "heads", "tokens", "padding_mask", "token_ids", "positions")
+FIELDS = ("weights", "layers", "heads", "tokens", "padding_mask", "token_ids", "positions")
 
 
 def run_by_layer(backbone, inputs):
@@ -45,9 +45,9 @@ def causal_lm():
 
 def test_a_record_equals_running_layer_by_layer(backbone, inputs):
     expected = run_by_layer(backbone, inputs)
-    assert_close(optbook.record_attention(backbone, inputs).scores, expected)
+    assert_close(optbook.record_attention(backbone, inputs).weights, expected)
     chosen = optbook.record_attention(backbone, inputs, layers=[1, 0], heads=[3, 0, 2])
-    assert_close(chosen.scores, expected[[1, 0]][:, :, [3, 0, 2]])
+    assert_close(chosen.weights, expected[[1, 0]][:, :, [3, 0, 2]])
 
 
 @pytest.mark.parametrize("from_mask", [False, True], ids=["left edge", "from mask"])
@@ -74,14 +74,14 @@ def test_token_ids_alone_are_rows_without_padding(backbone, kind):
     assert record.padding_mask.all()
     np.testing.assert_array_equal(record.token_ids, ids)
     expected = run_by_layer(backbone, {"token_ids": ids, "padding_mask": np.ones_like(ids)})
-    assert_close(record.scores, expected)
+    assert_close(record.weights, expected)
 
 
 def test_a_boolean_mask_is_read_as_an_integer_one():
     _, backbone = make_pair(positions_from_mask=True)
     inputs = INPUTS["left"]
     record = optbook.record_attention(backbone, {**inputs, "padding_mask": inputs["padding_mask"].astype(bool)})
-    np.testing.assert_array_equal(record.scores, optbook.record_attention(backbone, inputs).scores)
+    np.testing.assert_array_equal(record.weights, optbook.record_attention(backbone, inputs).weights)
 
 
 def test_a_record_keeps_its_numbers_whatever_happens_to_the_inputs(backbone):
@@ -90,7 +90,7 @@ def test_a_record_keeps_its_numbers_whatever_happens_to_the_inputs(backbone):
     inputs["token_ids"][:] = 0
     np.testing.assert_array_equal(record.token_ids, INPUTS["right"]["token_ids"])
     with pytest.raises(ValueError, match="read-only"):
-        record.scores[0] = 0
+        record.weights[0] = 0
 
 
 def test_layers_after_the_last_asked_one_are_not_run():
@@ -107,14 +107,14 @@ def test_layers_after_the_last_asked_one_are_not_run():
 
 def test_other_heads_and_weights_of_a_compiled_pass_are_not_compiled_again():
     _, backbone = make_pair()
-    expected = optbook.record_attention(backbone, INPUTS["right"]).scores[:, :, [2]]
+    expected = optbook.record_attention(backbone, INPUTS["right"]).weights[:, :, [2]]
     optbook.record_attention(backbone, INPUTS["right"], heads=[0])
 
     def not_to_be_traced(*_args, **_kwargs):
         raise AssertionError("the layers were traced again")
 
     backbone.transformer_layers[0].call = not_to_be_traced
-    assert_close(optbook.record_attention(backbone, INPUTS["right"], heads=[2]).scores, expected)
+    assert_close(optbook.record_attention(backbone, INPUTS["right"], heads=[2]).weights, expected)
 
 
 # KerasHub's own model
@@ -135,15 +135,15 @@ def test_kerashubs_backbone_is_read_anew_after_its_weights_changed():
     for backbone in (theirs, ours):
         kernel = next(weight for weight in backbone.weights if weight.path.endswith("key/kernel"))
         kernel.assign(-np.asarray(kernel))
-    expected = optbook.record_attention(ours, INPUTS["right"]).scores
-    np.testing.assert_array_equal(optbook.record_attention(theirs, INPUTS["right"]).scores, expected)
+    expected = optbook.record_attention(ours, INPUTS["right"]).weights
+    np.testing.assert_array_equal(optbook.record_attention(theirs, INPUTS["right"]).weights, expected)
 
 
 def test_kerashubs_causal_lm_reads_text(causal_lm):
     record = optbook.record_attention(causal_lm, ["It is", "a"], layers=[2])
     assert record.tokens[1] == ["</s>", "a", "<pad>"]
     alone = optbook.record_attention(causal_lm.backbone, record.token_ids[:1], layers=[2])
-    assert_close(record.scores[:, :1], alone.scores, tolerance=1e-6)
+    assert_close(record.weights[:, :1], alone.weights, tolerance=1e-6)
 
 
 def test_reading_kerashubs_backbone_copies_no_weight_and_draws_no_random_number():
@@ -152,7 +152,7 @@ def test_reading_kerashubs_backbone_copies_no_weight_and_draws_no_random_number(
     before, state = {id(array) for array in jax.live_arrays()}, random.getstate()
     record = optbook.record_attention(theirs, INPUTS["right"], layers=[0], heads=[0])
     new = [array.shape for array in jax.live_arrays() if id(array) not in before]
-    assert set(new) <= {record.scores.shape}  # on a CPU the record is that array; from a GPU it was copied
+    assert set(new) <= {record.weights.shape}  # on a CPU the record is that array; from a GPU it was copied
     assert random.getstate() == state
 
 
@@ -179,7 +179,7 @@ def test_ours_is_read_with_lora():
     for weight in ours.weights:
         if "lora" in weight.path:
             weight.assign(np.ones(weight.shape))
-    assert_close(optbook.record_attention(ours, INPUTS["right"]).scores, run_by_layer(ours, INPUTS["right"]))
+    assert_close(optbook.record_attention(ours, INPUTS["right"]).weights, run_by_layer(ours, INPUTS["right"]))
 
 
 # Memory
@@ -226,7 +226,7 @@ def growth(run):
 plain, _ = growth(lambda: jax.block_until_ready(forward(weights)))
 for asked in ({}, dict(layers=[1, 3], heads=[0, 2, 4, 6, 8, 10])):
     record = optbook.record_attention(backbone, inputs, **asked)
-    size = record.scores.nbytes
+    size = record.weights.nbytes
     del record
     peak, kept = growth(lambda: optbook.record_attention(backbone, inputs, **asked))
     print((peak - plain) / size, kept / size)
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused_before_it_runs(machine, host, monkeypatch)
 
 def test_what_just_fits_is_not_refused(monkeypatch, backbone):
     set_free_memory(monkeypatch, ASKED + WORKING, ASKED)
-    assert optbook.record_attention(backbone, INPUTS["right"]).scores.nbytes == ASKED
+    assert optbook.record_attention(backbone, INPUTS["right"]).weights.nbytes == ASKED
 
 
 # One file
@@ -285,7 +285,7 @@ def test_a_saved_record_comes_back_number_for_number(causal_lm, tmp_path):
     for name in FIELDS:
         assert type(getattr(loaded, name)) is type(getattr(record, name))
         np.testing.assert_array_equal(getattr(loaded, name), getattr(record, name), strict=True)
-    assert loaded.scores.dtype == np.float32 and not loaded.scores.flags.writeable
+    assert loaded.weights.dtype == np.float32 and not loaded.weights.flags.writeable
     np.testing.assert_array_equal(loaded.map(0, 3, row=1), record.map(0, 3, row=1))
     assert [path.name for path in tmp_path.iterdir()] == ["record.npz"]
 
@@ -318,8 +318,9 @@ def bad_files(record, folder):
     """Contents that are no record, by what is wrong with them."""
     record.save(folder / "good.npz")
     good = (folder / "good.npz").read_bytes()
-    np.save(folder / "array.npy", record.scores)
-    np.savez(folder / "other.npz", scores=record.scores)
+    np.save(folder / "array.npy", record.weights)
+    np.savez(folder / "other.npz", weights=record.weights)
+    np.savez(folder / "older.npz", scores=record.weights, **{name: vars(record)[name] for name in FIELDS[1:]})
     np.savez(folder / "pickled.npz", **{**vars(record), "tokens": np.array(record.tokens, dtype=object)})
     np.savez(folder / "mixed.npz", **{**vars(record), "layers": [0]})
     np.savez(folder / "short.npz", **{**vars(record), "tokens": [row[:3] for row in record.tokens]})
@@ -335,10 +336,10 @@ def bad_files(record, folder):
 def test_a_file_that_is_no_record(backbone, tmp_path):
     record = optbook.record_attention(backbone, INPUTS["right"], layers=[1, 2])
     files = bad_files(record, tmp_path)
-    assert len(files) == 9
+    assert len(files) == 10
     for content in files.values():
         (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.npz is not an attention record, or is damaged") as caught:
+        with pytest.raises(ValueError, match=r"bad\.npz is not an attention record of this version, or is") as caught:
             optbook.AttentionRecord.load(tmp_path / "bad.npz")
         assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.npz"):

@@ -42,8 +42,8 @@ def attributes_of(text):
     return json.loads(attributes["data-record"]), weights
 
 
-def with_scores(record, scores):
-    return dataclasses.replace(record, scores=scores.astype("float32"))
+def with_weights(record, weights):
+    return dataclasses.replace(record, weights=weights.astype("float32"))
 
 
 def test_weights_are_the_records_up_to_half_a_step():
@@ -52,16 +52,16 @@ def test_weights_are_the_records_up_to_half_a_step():
     assert content["causal"]
     lower = np.tril_indices(5)
     shown = weights.reshape(2, 2, 3, 15) / 65535
-    np.testing.assert_allclose(shown, record.scores[..., lower[0], lower[1]], rtol=0, atol=HALF_A_STEP)
+    np.testing.assert_allclose(shown, record.weights[..., lower[0], lower[1]], rtol=0, atol=HALF_A_STEP)
 
 
 def test_a_row_that_looks_ahead_is_carried_too():
     record = make_record()
-    scores = record.scores.copy()
-    scores[1, 1, 2, 0] = 0.2  # what a softmax makes of a row that may see nothing
-    content, weights = attributes_of(html_of(with_scores(record, scores)))
+    changed = record.weights.copy()
+    changed[1, 1, 2, 0] = 0.2  # what a softmax makes of a row that may see nothing
+    content, weights = attributes_of(html_of(with_weights(record, changed)))
     assert not content["causal"]
-    np.testing.assert_allclose(weights.reshape(scores.shape) / 65535, scores, rtol=0, atol=HALF_A_STEP)
+    np.testing.assert_allclose(weights.reshape(changed.shape) / 65535, changed, rtol=0, atol=HALF_A_STEP)
 
 
 def test_labels_mask_and_numbers_of_layers_and_heads_are_the_records():
@@ -107,7 +107,7 @@ def test_opt_125m_on_32_tokens_stays_below_half_a_megabyte():
 
 def test_a_record_too_large_is_refused_before_it_is_packed():
     maps = np.broadcast_to(np.float32(0), (24, 1, 32, 512, 512))
-    record = dataclasses.replace(make_record(tokens=[["token"] * 5]), scores=maps)
+    record = dataclasses.replace(make_record(tokens=[["token"] * 5]), weights=maps)
     with pytest.raises(ValueError, match=r"would take 269\.0 MB, more than 2 MB: record fewer layers.*$") as caught:
         optbook.view(record)
     assert "\n" not in str(caught.value)
@@ -117,16 +117,16 @@ def test_a_record_that_looks_ahead_is_measured_whole():
     record = make_record(layers=tuple(range(12)), heads=tuple(range(12)), tokens=[["token"] * 90])
     optbook.view(record)
     with pytest.raises(ValueError, match=r"would take 3\.1 MB"):
-        optbook.view(with_scores(record, np.full(record.scores.shape, 1 / 90)))
+        optbook.view(with_weights(record, np.full(record.weights.shape, 1 / 90)))
 
 
 @pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan])
-def test_scores_that_are_no_shares_are_refused(wrong):
+def test_weights_that_are_no_shares_are_refused(wrong):
     record = make_record()
-    scores = record.scores.copy()
-    scores[0, 0, 0, 1, 0] = wrong
+    changed = record.weights.copy()
+    changed[0, 0, 0, 1, 0] = wrong
     with pytest.raises(ValueError, match="between 0 and 1"):
-        optbook.view(with_scores(record, scores))
+        optbook.view(with_weights(record, changed))
 
 
 def test_only_a_record_is_taken():

@@ -351,9 +351,9 @@ def test_sequences_and_the_hatching_of_padding(new_page, record, tmp_path):
 def test_the_map_has_the_colors_of_the_record(new_page, tmp_path):
     """Every cell is drawn, in its place; the future stays empty."""
     record = make_record(tokens=[["a", "b", "c", "d"]])
-    scores = np.zeros_like(record.scores)
-    scores[..., 0, 0] = scores[..., 1, 1] = scores[..., 2, 0] = scores[..., 3, 2] = 1
-    page = new_page(saved(dataclasses.replace(record, scores=scores), tmp_path))
+    weights = np.zeros_like(record.weights)
+    weights[..., 0, 0] = weights[..., 1, 1] = weights[..., 2, 0] = weights[..., 3, 2] = 1
+    page = new_page(saved(dataclasses.replace(record, weights=weights), tmp_path))
     drawn = page.locator(f"{VIEW} canvas").first.evaluate(
         """canvas => [...Array(16).keys()].map(cell => {
             const at = place => (place + 0.5) * canvas.width / 4;
@@ -363,7 +363,7 @@ def test_the_map_has_the_colors_of_the_record(new_page, tmp_path):
     )
     none, all_, empty = "243,242,219,255", "23,27,103,255", "0,0,0,0"
     future = np.triu(np.ones((4, 4)), 1)
-    expected = np.where(future, empty, np.where(scores[0, 0, 0] == 1, all_, none))
+    expected = np.where(future, empty, np.where(weights[0, 0, 0] == 1, all_, none))
     assert drawn == expected.ravel().tolist()
 
 

@@ -14,7 +14,7 @@ def make_record(layers=(1, 2), heads=(0, 3, 5), tokens=PLAIN, seed=0):
     batch, length = mask.shape
     logits = 2 * np.random.default_rng(seed).standard_normal((len(layers), batch, len(heads), length, length))
     visible = np.tril(np.ones((length, length), bool)) & mask[:, None, None, :]
-    scores = np.exp(np.where(visible, logits, -np.inf))
-    scores /= scores.sum(axis=-1, keepdims=True)
+    weights = np.exp(np.where(visible, logits, -np.inf))
+    weights /= weights.sum(axis=-1, keepdims=True)
     positions = np.broadcast_to(np.arange(length, dtype="int32"), (batch, length))
-    return optbook.AttentionRecord(scores.astype("float32"), layers, heads, tokens, mask, positions + 4, positions)
+    return optbook.AttentionRecord(weights.astype("float32"), layers, heads, tokens, mask, positions + 4, positions)

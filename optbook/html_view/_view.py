@@ -84,16 +84,16 @@ def view(record):
     TypeError
         For anything but an AttentionRecord.
     ValueError
-        For scores outside [0, 1], and for a record whose weights would take more than 2 MB.
+        For weights outside [0, 1], and for a record whose weights would take more than 2 MB.
     """
     if not isinstance(record, AttentionRecord):
         raise TypeError(f"view takes an AttentionRecord, as record_attention returns it, not {type(record).__name__}.")
-    layers, batch, heads, length, _ = record.scores.shape
+    layers, batch, heads, length, _ = record.weights.shape
     maps = layers * batch * heads
     _check_size(maps * length * (length + 1) // 2)
-    if not ((record.scores >= 0) & (record.scores <= 1.001)).all():  # NaN fails too; rounding may exceed 1
-        raise ValueError("attention scores lie between 0 and 1; those of this record do not.")
-    causal = not np.triu(record.scores, 1).any()  # else a row that could see nothing was spread over all keys
+    if not ((record.weights >= 0) & (record.weights <= 1.001)).all():  # NaN fails too; rounding may exceed 1
+        raise ValueError("attention weights lie between 0 and 1; those of this record do not.")
+    causal = not np.triu(record.weights, 1).any()  # else a row that could see nothing was spread over all keys
     if not causal:
         _check_size(maps * length**2)
     content = {
@@ -107,7 +107,7 @@ def view(record):
     summary = f"attention of {layers} layers × {heads} heads on {sequences}{length} tokens"
     fragment = FRAGMENT.format(
         record=html.escape(json.dumps(content)),  # ASCII; quotes and < escaped: a label cannot leave its attribute
-        weights=_packed(record.scores, causal),
+        weights=_packed(record.weights, causal),
         style=_asset("view.css"),
         script=_asset("view.js"),
         summary=summary,
@@ -124,11 +124,11 @@ def _check_size(weights):
         )
 
 
-def _packed(scores, causal):
+def _packed(weights, causal):
     """Little-endian integers of 16 bits in base64, in the order of the axes; of a causal map only keys up to t."""
-    codes = np.rint(np.minimum(scores, 1) * STEPS).astype("<u2")
+    codes = np.rint(np.minimum(weights, 1) * STEPS).astype("<u2")
     if causal:
-        codes = codes[(..., *np.tril_indices(scores.shape[-1]))]
+        codes = codes[(..., *np.tril_indices(weights.shape[-1]))]
     return base64.b64encode(codes.tobytes()).decode("ascii")
 
 

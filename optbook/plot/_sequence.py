@@ -40,9 +40,9 @@ def check_record(record):
         raise ValueError("this record has no padding mask; where nothing is padded it is all ones, (batch, T).")
     batch, length = check_labels(record.padding_mask, record.tokens).shape
     expected = (len(record.layers), batch, len(record.heads), length, length)
-    if np.shape(record.scores) != expected:
+    if np.shape(record.weights) != expected:
         raise ValueError(
-            f"scores have shape {np.shape(record.scores)}, but layers, tokens and heads ask for {expected}."
+            f"weights have shape {np.shape(record.weights)}, but layers, tokens and heads ask for {expected}."
         )
 
 
@@ -81,12 +81,12 @@ class Sequence:
         return visible_keys(self.record.padding_mask[self.row], self.hide_first)
 
     def map(self, layer, head):
-        """The scores of the window, NaN where the masks close a key. A weight that is there in spite of a mask stays,
+        """The weights of the window, NaN where the masks close a key. A weight that is there in spite of a mask stays,
         so that a wrong mask shows."""
-        scores = self.record.map(layer, head, self.row)
+        weights = self.record.map(layer, head, self.row)
         if self.hide_first:
-            scores = without_first(scores, self.record.padding_mask[self.row])
-        drawn = np.where(self._visible | (scores != 0), scores, np.nan)
+            weights = without_first(weights, self.record.padding_mask[self.row])
+        drawn = np.where(self._visible | (weights != 0), weights, np.nan)
         return drawn[self.start : self.stop, self.start : self.stop]
 
     def title(self, layer, head=None):

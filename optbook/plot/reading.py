@@ -46,8 +46,8 @@ def tokens(record, layer, head, token, row=0, hide_first=False, log=False, windo
     chosen = token - start
     if not sequence.real[chosen]:
         raise ValueError(f"token {token} of sequence {row} is padding, which has nothing to look at.")
-    scores = sequence.map(layer, head)
-    looks, seen = scores[chosen], np.where(sequence.real, scores[:, chosen], np.nan)
+    weights = sequence.map(layer, head)
+    looks, seen = weights[chosen], np.where(sequence.real, weights[:, chosen], np.nan)
     norm = attention_norm(log)
     panels = []
     name = f"token {token}, “{drawable(sequence.labels[chosen], longest=20)}”,"
