@@ -9,7 +9,7 @@ import importlib
 from optbook import _runtime
 
 _runtime.require_jax_backend()
-_runtime.watch_imports()
+_runtime.prepare_imports()
 
 # Each public name and the module that it comes from; modules that are public themselves come from here.
 _HOMES = {

@@ -20,8 +20,6 @@ from optbook._validation import check_inputs
 from optbook.backbone import OPTBackbone
 from optbook.tokens import token_label, tokenize_batch
 
-WORKING_MAPS = 3  # a layer's softmax holds the maps of all its heads this many times, as in any forward pass
-
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRecord:
@@ -214,7 +212,7 @@ def _check_memory(num_layers, num_asked_heads, num_heads, shape):
     """Refuses weights that would not fit, where they are computed or on the host, with what would make them fewer."""
     batch, length = shape
     one_map = batch * length**2 * np.dtype("float32").itemsize
-    asked, working = num_layers * num_asked_heads * one_map, WORKING_MAPS * num_heads * one_map
+    asked, working = num_layers * num_asked_heads * one_map, memory.WORKING_MAPS * num_heads * one_map
     available = memory.this_machine().limit
     if asked + working > available or asked > psutil.virtual_memory().available:
         available = min(available, psutil.virtual_memory().available)

@@ -32,7 +32,7 @@ def checklist():
     hidden = np.asarray(backbone({"token_ids": row, "padding_mask": row}))
     exact = np.asarray(jax.numpy.dot(np.float32([[1 + 2**-12]]), np.float32([[1]])))[0, 0] == np.float32(1 + 2**-12)
     return {
-        "Python is 3.11, 3.12 or 3.13": (3, 11) <= sys.version_info[:2] <= (3, 13),
+        "Python is 3.11, 3.12, 3.13 or 3.14": (3, 11) <= sys.version_info[:2] <= (3, 14),
         "Keras runs on JAX": keras.backend.backend() == "jax",
         "TensorFlow is not loaded": "tensorflow" not in sys.modules,
         "float32 products are exact to float32": bool(exact),

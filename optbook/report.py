@@ -17,7 +17,7 @@ from optbook.evaluation import HELD_OUT_TEXT, logits_with
 from optbook.tokens import tokenize_batch
 
 SHORTEST = 8  # tokens; a head that looks back needs something behind it
-SAMPLING = 0.002  # seconds between two looks at the resident memory
+SAMPLING = 0.001  # seconds between two looks at the resident memory
 
 
 @dataclasses.dataclass(frozen=True)

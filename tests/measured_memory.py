@@ -8,14 +8,13 @@ Bytes grown, at the peak and after: a copy's share of loading, and of a second r
 import gc
 import json
 import sys
-import threading
-import time
 
 import jax
 import numpy as np
 import psutil
 
 import optbook
+from optbook import report
 
 # isort: split
 import keras  # after optbook, which chooses the backend
@@ -26,21 +25,11 @@ def growth(work):
     """What the work returns, and the bytes by which the resident set grew: at its peak, and with the result held."""
     resident = psutil.Process().memory_info
     gc.collect()
-    start, seen, done = resident().rss, [], threading.Event()
-
-    def sample():
-        while not done.is_set():
-            seen.append(resident().rss)
-            time.sleep(0.001)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    result = work()
-    done.set()
-    sampler.join()
+    start = resident().rss
+    result, cost = report.watched(work)
     gc.collect()
     held = resident().rss
-    return result, {"peak": max(*seen, held) - start, "held": held - start}
+    return result, {"peak": max(cost.peak_bytes, held) - start, "held": held - start}
 
 
 def main(preset, dtype, batch, length, copies):

@@ -355,6 +355,16 @@ def test_kaggle_falling_silent_midway_is_a_time_out(publish, client):
     assert_unavailable(reply, "time-out", "Try again later", "lacks model.weights.h5")
 
 
+def test_nothing_of_another_library_is_replaced_while_kaggle_answers(publish, stand_in, client):
+    look = "repr(vars(hubs.requests.Session)['send'])"
+    before = client(look)["result"]
+    stand_in.half_sent.clear()
+    start = "__import__('threading').Thread(target=hubs.download, args=[{!r}], daemon=True).start()"
+    client(start.format(publish("kaggle", SINGLE, "half")))
+    assert stand_in.half_sent.wait(timeout=60)
+    assert client(look)["result"] == before
+
+
 def test_a_silent_server_leaves_the_newest_cached_version(publish, stand_in, client):
     preset = publish("kaggle", SINGLE)
     folder = client.download(preset)["result"]

@@ -142,9 +142,10 @@ def test_the_command_asks_for_room_first(tmp_path):
 
 # In a process of its own: the peak of what loading adds to the resident memory, and that no random number is drawn.
 MEASURE_LOADING = """
-import gc, json, sys, threading, time
+import gc, json, sys
 import jax, psutil
 import optbook
+from optbook import report
 resident = psutil.Process().memory_info
 
 def refuse(*_, **__):
@@ -160,19 +161,9 @@ except AssertionError:
 optbook.OPTBackbone.from_preset(optbook.presets.DEFAULT)  # what any loading needs
 for folder, dtype in zip(sys.argv[1::2], sys.argv[2::2]):
     gc.collect()
-    start, seen, done = resident().rss, [], threading.Event()
-
-    def sample():
-        while not done.is_set():
-            seen.append(resident().rss)
-            time.sleep(0.001)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    backbone = optbook.OPTBackbone.from_preset(folder, dtype=dtype)
-    done.set()
-    sampler.join()
-    print(json.dumps([max(*seen, resident().rss) - start, sum(weight.value.nbytes for weight in backbone.weights)]))
+    start = resident().rss
+    backbone, cost = report.watched(lambda: optbook.OPTBackbone.from_preset(folder, dtype=dtype))
+    print(json.dumps([cost.peak_bytes - start, sum(weight.value.nbytes for weight in backbone.weights)]))
     del backbone
 """
 CONSTANT = 45_000_000  # bytes beside the weights: two kernels as the file has them, the layers and their tracing

@@ -185,9 +185,10 @@ def test_ours_is_read_with_lora():
 # Memory
 
 MEMORY = """
-import gc, threading, time
+import gc, time
 import jax, numpy as np, psutil
 import optbook
+from optbook import report
 
 process = psutil.Process()
 sizes = dict(vocabulary_size=64, num_layers=4, num_heads=12, hidden_dim=96, intermediate_dim=192, dropout=0.0)
@@ -202,18 +203,9 @@ def growth(run):
     peaks = []
     for _ in range(4):
         gc.collect()
-        start, stop, seen = process.memory_info().rss, threading.Event(), []
-
-        def watch():
-            while not stop.wait(0.0005):
-                seen.append(process.memory_info().rss)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        kept = run()
-        stop.set()
-        watcher.join()
-        peaks.append(max(seen) - start)
+        start = process.memory_info().rss
+        kept, cost = report.watched(run)
+        peaks.append(cost.peak_bytes - start)
         settled = []  # another thread may still be giving back what the run worked with
         for _ in range(20):
             settled.append(process.memory_info().rss - start)

@@ -52,8 +52,8 @@ def test_every_make_target_exists(workflow):
 
 def test_every_python_of_pyproject_is_tested():
     versions = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["locked"]["strategy"]
-    assert versions["matrix"]["python"] == ["3.11", "3.12", "3.13"]
-    assert 'requires-python = ">=3.11,<3.14"' in (ROOT / "pyproject.toml").read_text()
+    assert versions["matrix"]["python"] == ["3.11", "3.12", "3.13", "3.14"]
+    assert 'requires-python = ">=3.11,<3.15"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_the_gpu_job_runs_where_a_variable_says_and_calls_make_test_gpu():

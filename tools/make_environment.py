@@ -31,7 +31,7 @@ channels:
   - conda-forge
   - nodefaults
 dependencies:
-  - python={PYTHON}  # of the three that are tested the one in the middle; Binder has the same
+  - python={PYTHON}  # in the middle of those that are tested; Binder has the same
   - pip
   - pip:
 """

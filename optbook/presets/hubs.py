@@ -8,7 +8,6 @@ OPT needs, and to answer at once and in one line when the network, a right or th
 import contextlib
 import errno
 import functools
-import queue
 import re
 import socket
 import threading
@@ -22,8 +21,12 @@ import requests
 from huggingface_hub import constants as hugging_face
 from huggingface_hub import errors as hugging_face_errors
 from huggingface_hub.utils import WeakFileLock
-from kagglehub.config import get_cache_folder as kaggle_cache_folder
+from kagglehub.cache import Cache as KaggleCache
+from kagglehub.clients import build_kaggle_client, download_file
+from kagglehub.env import is_in_colab_notebook
+from kagglehub.handle import parse_model_handle
 from kagglesdk import kaggle_env
+from kagglesdk.models.types import model_api_service as kaggle_models
 
 from optbook._files import is_beside, read_json
 from optbook.presets.table import DEFAULT
@@ -47,9 +50,24 @@ HUGGING_FACE_FILES = {
     ],
 }
 
-_KAGGLE = re.compile(r"kaggle://([\w.-]+/[\w.-]+/keras/[\w.-]+)(?:/([1-9]\d*))?")
+_KAGGLE = re.compile(r"kaggle://([\w.-]+/[\w.-]+/keras/[\w.-]+(?:/[1-9]\d*)?)")
 _HUGGING_FACE = re.compile(r"hf://([\w.-]+/[\w.-]+)")
-_SENDING = threading.Lock()
+_ELSEWHERE = (
+    "o do without {host}, run the same call on a machine with network and copy {folder} from there, keeping its "
+    "layout; or give the path of a local preset folder; or pass load_weights=False, which builds a published size with "
+    f'random weights, without any download; or take the embedded preset "{DEFAULT}".'
+)
+_ADVICE = {
+    "no network": f"T{_ELSEWHERE}",
+    "time-out": f"Try again later; t{_ELSEWHERE}",
+    "offline variable": f"Unset it; t{_ELSEWHERE}",
+    "not found": "Look at {page}; if it is private, {log_in}.",
+    "not authorized": "Correct or remove them: {log_in}; what is public needs none.",
+    "forbidden": "Accept its terms at {page}, and {log_in}.",
+    "gated": "Ask for access at {page}, then {log_in}.",
+    "disk full": "Make room, or set {cache_variable} to a roomier place than that of {folder}.",
+    "hub error": "Load the preset again: what was downloaded completely is kept.",
+}
 
 
 class PresetUnavailable(OSError):
@@ -104,27 +122,26 @@ def download(preset, weights=True, tokenizer=False):
     """
     hub = _hub(preset)
     gather = functools.partial(_gather, weights=weights, tokenizer=tokenizer)
-    folder, missing = gather(hub.cached)
-    if missing:
-        hub.missing = missing
+    folder, hub.missing = gather(hub.cached)
+    if hub.missing:
         try:
             hub.connect()
         except PresetUnavailable as error:
             if error.reason in ("no network", "time-out") and (folder := hub.newest_cached(gather)):
                 return folder
             raise
-        folder, missing = gather(hub.cached)  # now that the version is known
-    if missing:
+        folder, hub.missing = gather(hub.cached)  # now that the version is known
+    if hub.missing:
         folder, missing = gather(hub.fetch)
-    if missing:
-        raise hub.unavailable("not found", f"it has no {missing}")
+        if missing:
+            raise hub.unavailable("not found", f"it has no {missing}")
     return folder
 
 
 def _hub(preset):
     handle = keras_hub.models.OPTBackbone.presets.get(preset, {}).get("kaggle_handle", preset)
     if match := _KAGGLE.fullmatch(handle):
-        return _Kaggle(preset, match[1], match[2])
+        return _Kaggle(preset, match[1])
     if match := _HUGGING_FACE.fullmatch(handle):
         return _HuggingFace(preset, match[1])
     form = "hf://owner/name" if handle.startswith("hf://") else "kaggle://owner/model/keras/variation[/version]"
@@ -154,13 +171,9 @@ def _gather(get, weights, tokenizer):
 
 def _gather_weights(get, names):
     for name in names:
-        if (file := get(name)) is None:
-            continue
-        if name.endswith(".json"):
-            for shard in _shards(file):
-                if get(shard) is None:
-                    return shard
-        return None
+        if file := get(name):
+            shards = _shards(file) if name.endswith(".json") else ()
+            return next((shard for shard in shards if get(shard) is None), None)
     return " or ".join(name for name in names if not name.endswith(".json"))
 
 
@@ -188,14 +201,10 @@ class _Hub:
     ``cache_variable`` (which moves it) and ``log_in`` (advice).
     """
 
-    missing = "config.json"  # or what is being fetched, for the message
-
-    def __init__(self, preset):
-        self.preset = preset
-        self.host = urlsplit(self.url).netloc
+    missing = None  # the file that the cache lacks, or that is being fetched, for the message
 
     def newest_cached(self, gather):
-        return None
+        """The folder of what stands in for the newest version, which nobody could be asked for."""
 
     def find(self):
         if problem := _connection_problem(self.url):
@@ -212,24 +221,9 @@ class _Hub:
             raise self.unavailable(*_reason(error)) from None
 
     def unavailable(self, reason, detail):
-        elsewhere = (
-            f"to do without {self.host}, run the same call on a machine with network and copy {self.folder} from "
-            "there, keeping its layout; or give the path of a local preset folder; or pass load_weights=False, which "
-            "builds a published size with random weights, without any download; or take the embedded preset "
-            f'"{DEFAULT}".'
-        )
-        advice = {
-            "no network": f"T{elsewhere[1:]}",
-            "time-out": f"Try again later; {elsewhere}",
-            "offline variable": f"Unset it; {elsewhere}",
-            "not found": f"Look at {self.page}; if it is private, {self.log_in}.",
-            "not authorized": f"Correct or remove them: {self.log_in}; what is public needs none.",
-            "forbidden": f"Accept its terms at {self.page}, and {self.log_in}.",
-            "gated": f"Ask for access at {self.page}, then {self.log_in}.",
-            "disk full": f"Make room, or set {self.cache_variable} to a roomier place than that of {self.folder}.",
-            "hub error": "Load the preset again: what was downloaded completely is kept.",
-        }[reason]
-        cache = f"; the cache {self.folder} lacks {self.missing}" if elsewhere[1:] in advice else ""
+        words = {name: getattr(self, name) for name in ("page", "folder", "log_in", "cache_variable")}
+        advice = _ADVICE[reason].format(host=urlsplit(self.url).netloc, **words)
+        cache = f"; the cache {self.folder} lacks {self.missing}" if _ELSEWHERE in _ADVICE[reason] else ""
         return PresetUnavailable(f"{self.preset} is not available ({reason}): {detail}{cache}. {advice}", reason)
 
 
@@ -237,50 +231,62 @@ class _Kaggle(_Hub):
     cache_variable = "KAGGLEHUB_CACHE"
     log_in = "put a token from https://www.kaggle.com/settings into the variable KAGGLE_API_TOKEN"
 
-    def __init__(self, preset, model, version):
-        environment = kaggle_env.get_env()
-        self.url = kaggle_env.get_endpoint(environment)
-        self.page = f"{kaggle_env.get_web_endpoint(environment)}/models/{model}"
-        self.folder = Path(kaggle_cache_folder(), "models", *model.split("/"))
-        self.model, self.version = model, version
-        super().__init__(preset)
+    def __init__(self, preset, handle):
+        self.preset, self.handle, self.cache = preset, parse_model_handle(handle), KaggleCache()
+        self.url, self.page = kaggle_env.get_endpoint(kaggle_env.get_env()), self.handle.to_url()
+        self.folder = Path(self.cache.get_path(self.handle)).parent  # of all versions
+        # Colab and Kaggle mount most models, and kagglehub alone knows how.
+        self.may_be_mounted = is_in_colab_notebook() or kaggle_env.is_in_kaggle_notebook()
 
     def cached(self, name):
-        """A file that kagglehub marked as complete: by itself, or with all files of its version."""
-        file = self.folder / str(self.version) / name
-        markers = (
-            self.folder / ".complete" / str(self.version) / f"{name}.complete",
-            self.folder / f"{self.version}.complete",
-        )
-        return file if file.is_file() and any(marker.exists() for marker in markers) else None
-
-    def connect(self):
-        if not kaggle_env.is_in_kaggle_notebook():  # which has the models without any network
-            self.find()
-        if self.version is None:
-            folder = self.fetch("config.json").parent
-            self.version = folder.name if folder.parent == self.folder else None  # elsewhere: mounted by Colab
+        """A file that kagglehub knows as complete: by itself, or with all files of its version."""
+        if any(self.cache.load_from_cache(self.handle, path) for path in (name, None)):
+            file = Path(self.cache.get_path(self.handle, name))
+            return file if file.is_file() else None
 
     def newest_cached(self, gather):
-        if self.version is not None:
+        if self.handle.is_versioned():
             return None
         for version in sorted((int(path.name) for path in self.folder.glob("*") if path.name.isdigit()), reverse=True):
-            self.version = version
+            self.handle = self.handle.with_version(version)
             folder, missing = gather(self.cached)
             if not missing:
                 return folder
-        self.version = None
+        self.handle = self.handle.with_version(None)
         return None
+
+    def connect(self):
+        if self.may_be_mounted:
+            return
+        self.find()
+        if not self.handle.is_versioned():
+            with self.failing_in_one_line(), self.client() as client:
+                version = client.get_model_instance(self.request(kaggle_models.ApiGetModelInstanceRequest))
+            self.handle = self.handle.with_version(version.version_number)
+
+    @contextlib.contextmanager
+    def client(self):
+        """kagglehub's client, with what it does without: a limit to how long a server may be silent."""
+        with build_kaggle_client() as client:
+            for scheme in ("http://", "https://"):
+                client.http_client()._session.mount(scheme, _Impatient())
+            yield client.models.model_api_client
+
+    def request(self, kind, **fields):
+        handle, request = self.handle, kind()
+        fields |= {"owner_slug": handle.owner, "model_slug": handle.model, "instance_slug": handle.variation}
+        for field, value in {"framework": handle.framework_enum(), **fields}.items():
+            setattr(request, field, value)
+        return request
 
     def fetch(self, name):
         self.missing = name
-        handle = self.model if self.version is None else f"{self.model}/{self.version}"
         self.folder.mkdir(parents=True, exist_ok=True)
         # kagglehub writes straight into the file, so two processes must not download it at once; Hugging Face's lock
         # also serves file systems without locks.
-        with self.failing_in_one_line(), _requests_time_out(), WeakFileLock(self.folder / ".lock"):
+        with self.failing_in_one_line(), WeakFileLock(self.folder / ".lock"):
             try:
-                return self.cached(name) or Path(kagglehub.model_download(handle, name))
+                return self.cached(name) or self.download(name)
             except requests.HTTPError as error:
                 if error.response.status_code == 404 and name != "config.json":
                     return None
@@ -290,17 +296,23 @@ class _Kaggle(_Hub):
                     return None
                 raise
 
+    def download(self, name):
+        if self.may_be_mounted:
+            return Path(kagglehub.model_download(str(self.handle), name))
+        file = Path(self.cache.get_path(self.handle, name))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kind = kaggle_models.ApiDownloadModelInstanceVersionRequest
+        with self.client() as client:
+            request = self.request(kind, version_number=self.handle.version, path=name)
+            response = client.download_model_instance_version(request)
+            download_file(response, str(file), self.handle, extract_auto_compressed_file=True)
+        self.cache.mark_as_complete(self.handle, name)
+        return file
 
-@contextlib.contextmanager
-def _requests_time_out():
-    """Gives up on a silent server: kagglehub sends its requests without any time limit. One thread at a time."""
-    with _SENDING:
-        send = requests.Session.send
-        requests.Session.send = functools.partialmethod(send, timeout=ANSWER_SECONDS)
-        try:
-            yield
-        finally:
-            requests.Session.send = send
+
+class _Impatient(requests.adapters.HTTPAdapter):
+    def send(self, request, *, timeout=None, **options):
+        return super().send(request, timeout=ANSWER_SECONDS, **options)
 
 
 class _HuggingFace(_Hub):
@@ -308,14 +320,12 @@ class _HuggingFace(_Hub):
     log_in = "log in (hf auth login, or a token in the variable HF_TOKEN)"
 
     def __init__(self, preset, repository):
-        self.url = hugging_face.ENDPOINT
+        self.preset, self.handle, self.url = preset, repository, hugging_face.ENDPOINT
         self.page = f"{self.url}/{repository}"
         self.folder = Path(hugging_face.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
-        self.repository = repository
-        super().__init__(preset)
 
     def cached(self, name):
-        file = huggingface_hub.try_to_load_from_cache(self.repository, name)
+        file = huggingface_hub.try_to_load_from_cache(self.handle, name)
         return Path(file) if isinstance(file, str) else None
 
     def connect(self):
@@ -323,7 +333,7 @@ class _HuggingFace(_Hub):
             raise self.unavailable("offline variable", "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
         self.find()
         with self.failing_in_one_line():  # the one request with a time limit and without retries, so the first
-            info = huggingface_hub.HfApi().model_info(self.repository, timeout=ANSWER_SECONDS)
+            info = huggingface_hub.HfApi().model_info(self.handle, timeout=ANSWER_SECONDS)
         self.names = {file.rfilename for file in info.siblings or ()}
         self.revision = None  # of the config, which is asked for first: the newest
 
@@ -332,7 +342,7 @@ class _HuggingFace(_Hub):
             return None
         self.missing = name
         with self.failing_in_one_line():
-            file = Path(huggingface_hub.hf_hub_download(self.repository, name, revision=self.revision))
+            file = Path(huggingface_hub.hf_hub_download(self.handle, name, revision=self.revision))
         if name == "config.json":
             self.revision = file.parent.name  # and of all others, should a newer one appear meanwhile
         return file
@@ -346,8 +356,8 @@ def _reason(error):
         error = error.__cause__ or error.__context__
     # By name, since the library under Hugging Face's client has been three different ones.
     names = {base.__name__ for link in chain for base in type(link).__mro__}
-    statuses = [link.response.status_code for link in chain if getattr(link, "response", None) is not None]
-    status = statuses[0] if statuses else None
+    responses = [link.response for link in chain if getattr(link, "response", None) is not None]
+    status = responses[0].status_code if responses else None
     detail = f"{type(chain[0]).__name__}: {' '.join(str(chain[0]).split())}"
     if any(getattr(link, "errno", None) == errno.ENOSPC for link in chain):
         return "disk full", detail
@@ -371,19 +381,18 @@ def _connection_problem(url):
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
     target = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else url)
     address = target.hostname, target.port or {"https": 443, "http": 80}.get(target.scheme, 1080)
-    outcome = queue.SimpleQueue()
+    problem = f"no answer within {CONNECT_SECONDS} seconds"
 
     def connect():
+        nonlocal problem
         try:
             socket.create_connection(address, timeout=CONNECT_SECONDS).close()
-            outcome.put(None)
+            problem = None
         except (OSError, UnicodeError) as error:
-            outcome.put(getattr(error, "strerror", None) or str(error))
+            problem = getattr(error, "strerror", None) or str(error)
 
     # In a thread, since looking a name up may hang and takes no time limit.
-    threading.Thread(target=connect, daemon=True).start()
-    try:
-        problem = outcome.get(timeout=CONNECT_SECONDS)
-    except queue.Empty:
-        problem = f"no answer within {CONNECT_SECONDS} seconds"
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
     return problem and f"{'the proxy ' if proxy else ''}{target.hostname} cannot be reached ({problem})"
