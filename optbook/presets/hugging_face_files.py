@@ -14,7 +14,7 @@ import safetensors.numpy
 from optbook._files import read_json, replacing, write_json
 from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
-from optbook.presets.checkpoints import open_checkpoint
+from optbook.presets.weight_files import open_checkpoint
 
 POSITION_OFFSET = 2  # rows of Hugging Face's position table that belong to padding
 SHARD_BYTES = 1_000_000_000

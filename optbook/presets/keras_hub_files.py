@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +12,10 @@ import ml_dtypes
 import numpy as np
 
 from optbook._arrays import fresh_zeros
-from optbook._files import is_beside, read_json, replacing, write_json
+from optbook._files import read_json, replacing, write_json
 from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
-from optbook.presets.lazy_tensors import WeightFile
+from optbook.presets.weight_files import WeightFile, weight_map
 
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
@@ -125,18 +124,6 @@ def _naming(path):
         raise ValueError(f"{path} is damaged or cut short; fetch it again ({error!s:.300}).") from error
 
 
-def _shards(index):
-    """In which files, all beside the index, each group of arrays lies."""
-    shards = read_json(index).get("weight_map") if index.exists() else {}
-    if not isinstance(shards, dict):
-        raise ValueError(f"{index} has no weight_map.")
-    shards = {path: [names] if isinstance(names, str) else names for path, names in shards.items()}
-    for name in itertools.chain(*shards.values()):
-        if not is_beside(name):
-            raise ValueError(f"{index} names {name!r:.80}, but a shard must lie in the same folder.")
-    return shards
-
-
 @contextlib.contextmanager
 def pieces(backbone, folder):
     """Every variable of the backbone with its array in `model.weights.h5` or in the shards of `model.weights.json`.
@@ -144,7 +131,8 @@ def pieces(backbone, folder):
     The files are open while the context lasts.
     """
     folder = Path(folder)
-    shards = _shards(folder / "model.weights.json")
+    index = folder / "model.weights.json"
+    shards = weight_map(index) if index.exists() else {}
     with contextlib.ExitStack() as stack:
         opened = {}
 
