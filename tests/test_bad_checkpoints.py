@@ -24,7 +24,7 @@ from weight_files import (
     write,
 )
 
-from optbook.presets.checkpoints import open_checkpoint
+from optbook.presets.weight_files import open_checkpoint
 
 
 def pickled(value):

@@ -23,7 +23,7 @@ from weight_files import (
     write_shards,
 )
 
-from optbook.presets.checkpoints import open_checkpoint
+from optbook.presets.weight_files import open_checkpoint
 
 
 def torch_cases():

@@ -105,6 +105,19 @@ def test_a_head_equal_to_the_token_table_is_taken_and_another_refused(folder, go
     assert "lm_head.weight differs from embed_tokens.weight" in message_of(folder)
 
 
+@pytest.mark.parametrize("prefix", ["", "decoder."])
+def test_two_tensors_that_mean_one_variable_must_be_equal(folder, golden_backbone, tensors, prefix):
+    name = "model.decoder.layers.1.fc1.bias"
+    twin = prefix + name.removeprefix("model.decoder.")
+    tensors[twin] = tensors[name].astype("float32")
+    rewrite(folder, tensors)
+    assert_same_weights(optbook.OPTBackbone.from_preset(folder), golden_backbone)
+    for changed in (tensors[name] + np.float16(1), tensors[name][1:]):
+        rewrite(folder, {**tensors, twin: changed})
+        message = message_of(folder)
+        assert name in message and f" {twin} " in message and str(folder) in message
+
+
 def test_missing_unused_and_misshapen_tensors_are_named(folder, tensors):
     del tensors["model.decoder.layers.1.fc1.bias"]
     tensors["model.decoder.layers.0.self_attn.rotary.weight"] = np.zeros(2, "float16")

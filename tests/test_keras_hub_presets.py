@@ -277,6 +277,26 @@ def test_only_floats_of_the_file_itself_are_read(ours, replacement):
         optbook.OPTBackbone.from_preset(ours)
 
 
+def test_two_arrays_that_mean_one_variable_must_be_equal(ours):
+    """The name of early Keras 3 beside today's."""
+    root = "layers/transformer_decoder/_self_attention_layer"
+    with h5py.File(ours / "model.weights.h5", "r+") as file:
+        file.copy(file[f"{root}/query_dense"], f"{root}/_query_dense")
+    optbook.OPTBackbone.from_preset(ours)
+    with h5py.File(ours / "model.weights.h5", "r+") as file:
+        file[f"{root}/_query_dense/vars/1"][...] += 1
+    message = rf"model\.weights\.h5: /{root}/_query_dense/vars/1 and /{root}/query_dense/vars/1 .* but they differ\.$"
+    with pytest.raises(ValueError, match=message):
+        optbook.OPTBackbone.from_preset(ours)
+
+
+def test_arrays_of_other_names_are_not_taken_in_their_order(ours):
+    with h5py.File(ours / "model.weights.h5", "r+") as file:
+        file.move("layers/layer_normalization/vars/0", "layers/layer_normalization/vars/2")
+    with pytest.raises(ValueError, match="layer_normalization holds 2 arrays where 2 are needed, called 0 and 1"):
+        optbook.OPTBackbone.from_preset(ours)
+
+
 @pytest.mark.parametrize("file", ["../model.weights.h5", "/model.weights.h5", ".."])
 def test_a_shard_lies_in_the_folder(ours, file):
     index = {"weight_map": {"/layers/layer_normalization/vars": [file]}}

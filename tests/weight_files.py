@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from torch_writer import write_torch_file
 
-from optbook.presets.checkpoints import open_checkpoint
+from optbook.presets.weight_files import open_checkpoint
 
 TORCH_FILES = Path(__file__).parent / "golden" / "torch"
 TORCH, SAFETENSORS = "pytorch_model.bin", "model.safetensors"

@@ -14,7 +14,7 @@ import safetensors.numpy
 from optbook._files import read_json, replacing, write_json
 from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
-from optbook.presets.checkpoints import open_checkpoint
+from optbook.presets.weight_files import open_checkpoint
 
 POSITION_OFFSET = 2  # rows of Hugging Face's position table that belong to padding
 SHARD_BYTES = 1_000_000_000
@@ -104,17 +104,19 @@ def pieces(backbone, folder):
     Raises
     ------
     ValueError
-        Naming the tensors that are missing, that have another shape, and that no OPT has; and where the output head is
-        not the token table.
+        Naming the tensors that are missing, that have another shape, and that no OPT has; where two tensors that mean
+        one variable differ; and where the output head is not the token table.
     """
     folder = Path(folder)
     with open_checkpoint(folder) as tensors:
-        tensors = {_without_prefix(name): tensor for name, tensor in tensors.items()}
+        tensors = _without_prefixes(folder, tensors)
         head = tensors.pop("lm_head.weight", None)
         layout = {name: (variable, tuple(shape)) for name, variable, shape in tensor_layout(backbone)}
         _compare_names(folder, tensors, layout, backbone)
-        if head is not None:
-            _check_tied(folder, head, tensors["embed_tokens.weight"])
+        if head is not None and not _are_equal(head, tensors["embed_tokens.weight"]):
+            raise ValueError(
+                f"{folder}: lm_head.weight differs from embed_tokens.weight, but an OPT's output head is tied."
+            )
         found = []
         for name, (variable, _) in layout.items():
             read = tensors[name].read
@@ -128,9 +130,21 @@ def _read_positions(read, rows):
     return read()[POSITION_OFFSET : POSITION_OFFSET + rows]
 
 
-def _without_prefix(name):
-    """Checkpoints differ in what stands before a name: nothing, ``decoder.`` or ``model.decoder.``."""
-    return name.removeprefix("model.").removeprefix("decoder.")
+def _without_prefixes(folder, tensors):
+    """The same by names without what checkpoints put before them: nothing, ``decoder.`` or ``model.decoder.``."""
+    full_names = {}
+    for name in tensors:
+        other = full_names.setdefault(name.removeprefix("model.").removeprefix("decoder."), name)
+        if not _are_equal(tensors[other], tensors[name]):
+            raise ValueError(f"{folder}: {other} and {name} mean the same variable of an OPT, but they differ.")
+    return {bare: tensors[name] for bare, name in full_names.items()}
+
+
+def _are_equal(one, other):
+    place = operator.attrgetter("source", "offset", "dtype", "shape", "strides")
+    if place(one) == place(other):  # torch writes shared memory once
+        return True
+    return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
 def _compare_names(folder, tensors, layout, backbone):
@@ -151,7 +165,9 @@ def _compare_names(folder, tensors, layout, backbone):
     if misshapen:
         problems.append(f"of another shape: {_some(misshapen)}")
     if problems:
-        raise ValueError(f"{folder} does not fit an OPT of {backbone.num_layers} layers; {'; '.join(problems)}.")
+        files = {tensor.file for tensor in tensors.values()}
+        where = folder / files.pop() if len(files) == 1 else folder
+        raise ValueError(f"{where} does not fit an OPT of {backbone.num_layers} layers; {'; '.join(problems)}.")
 
 
 def _is_float(tensor):
@@ -161,16 +177,6 @@ def _is_float(tensor):
 def _some(names, most=4):
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _check_tied(folder, head, table):
-    place = operator.attrgetter("source", "offset", "dtype", "shape", "strides")
-    if place(head) == place(table):  # torch writes shared memory once
-        return
-    if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
-        raise ValueError(
-            f"{folder}: lm_head.weight differs from embed_tokens.weight, but an OPT's output head is tied."
-        )
 
 
 def tokenizer_vocabulary(folder):

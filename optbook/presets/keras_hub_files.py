@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import keras
@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 
 from optbook._arrays import fresh_zeros
-from optbook._files import is_beside, read_json, replacing, write_json
+from optbook._files import read_json, replacing, write_json
 from optbook._validation import check_not_quantized
 from optbook.presets._pieces import Piece
-from optbook.presets.lazy_tensors import WeightFile
+from optbook.presets.weight_files import WeightFile, weight_map
 
 KERAS_HUB_NAME = {
     "module": "keras_hub.src.models.opt.opt_backbone",
@@ -72,35 +72,56 @@ def own_variables(layer):
     return [layer.embeddings] if hasattr(layer, "embeddings") else layer.weights
 
 
-def _read(dataset, source, rows):
-    """The first rows of an array of an HDF5 file, in the type it was saved from."""
-    array = fresh_zeros((rows, *dataset.shape[1:]), dataset.dtype)
-    start = dataset.id.get_offset()
-    if start is None:  # in chunks
-        dataset.read_direct(array, np.s_[:rows])
-    else:  # as Keras writes it; HDF5 reads one array at a time
-        source.read_into(array, start)
-    return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
+class _Array(NamedTuple):
+    """An array of an HDF5 file, not yet read; ``offset`` is where its bytes start, None when they lie in chunks."""
+
+    dataset: h5py.Dataset
+    source: WeightFile
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int | None
+    is_bfloat16: bool
+
+    def read(self, rows=None):
+        """The first rows, or all, in the type they were saved from."""
+        rows = self.shape[0] if rows is None else rows
+        array = fresh_zeros((rows, *self.shape[1:]), self.dtype)
+        if self.offset is None:
+            with _naming(self.source.path):
+                self.dataset.read_direct(array, np.s_[:rows])
+        else:  # as Keras writes it; HDF5 reads one array at a time
+            self.source.read_into(array, self.offset)
+        return array.view(ml_dtypes.bfloat16) if self.is_bfloat16 else array
 
 
-def _is_own(dataset, file):
-    """Is it an array of floats in this very file? HDF5 can point to others, which a preset never does."""
+def _arrays(file, source, path):
+    """The arrays below a path of an HDF5 file by their names."""
+    with _naming(source.path):
+        group = file.get(path, {})
+        found = {str(key): _own_array(group.get(key), file, source) for key in group}
+    for key, array in found.items():
+        if array is None:
+            raise ValueError(f"{source.path}: {path}/{key} is no array of floats of its own.")
+    return found
+
+
+def _own_array(dataset, file, source):
+    """An array of floats in this very file, else None: HDF5 can point to others, which a preset never does."""
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or not dataset.ndim:
-        return False
-    is_float = dataset.dtype.kind == "f" or (dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2)
-    return is_float and dataset.file.filename == file.filename
+        return None
+    is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2
+    if dataset.file.filename != file.filename or not (dataset.dtype.kind == "f" or is_bfloat16):
+        return None
+    return _Array(dataset, source, dataset.shape, dataset.dtype, dataset.id.get_offset(), is_bfloat16)
 
 
-def _shards(index):
-    """In which files, all beside the index, each group of arrays lies."""
-    shards = read_json(index).get("weight_map") if index.exists() else {}
-    if not isinstance(shards, dict):
-        raise ValueError(f"{index} has no weight_map.")
-    shards = {path: [names] if isinstance(names, str) else names for path, names in shards.items()}
-    for name in itertools.chain(*shards.values()):
-        if not is_beside(name):
-            raise ValueError(f"{index} names {name!r:.80}, but a shard must lie in the same folder.")
-    return shards
+@contextlib.contextmanager
+def _naming(path):
+    """Names the file in what HDF5 says of a damaged one, for which it has many kinds of errors."""
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or cut short; fetch it again ({error!s:.300}).") from error
 
 
 @contextlib.contextmanager
@@ -110,53 +131,57 @@ def pieces(backbone, folder):
     The files are open while the context lasts.
     """
     folder = Path(folder)
-    shards = _shards(folder / "model.weights.json")
+    index = folder / "model.weights.json"
+    shards = weight_map(index) if index.exists() else {}
     with contextlib.ExitStack() as stack:
         opened = {}
+
+        def files_of(path):
+            return shards.get(f"/{path}/vars", ["model.weights.h5"])
 
         def group(path):
             """The arrays below a path, each with the file it is in; a sharded group may lie in several."""
             merged = {}
-            for name in shards.get(f"/{path}/vars", ["model.weights.h5"]):
+            for name in files_of(path):
                 if name not in opened:
                     if not (folder / name).exists():
                         raise FileNotFoundError(f"{folder} has no {name}.")
                     source = stack.enter_context(WeightFile(folder / name))
-                    opened[name] = stack.enter_context(_hdf5(folder / name)), source
-                file, source = opened[name]
+                    with _naming(source.path):
+                        opened[name] = stack.enter_context(h5py.File(source.path, "r")), source
                 # Files written by early Keras 3 call the projections _query_dense and so on.
-                for candidate in (path, path.replace("_layer/", "_layer/_")):
-                    for key in file.get(f"{candidate}/vars", {}):
-                        dataset = file.get(f"{candidate}/vars/{key}")
-                        if not _is_own(dataset, file):
-                            raise ValueError(f"{source.path}: {candidate}/vars/{key} is no array of floats of its own.")
-                        merged[key] = dataset, source
+                for candidate in dict.fromkeys((path, path.replace("_layer/", "_layer/_"))):
+                    for key, array in _arrays(*opened[name], f"{candidate}/vars").items():
+                        other = merged.setdefault(key, array)
+                        if other is not array and not np.array_equal(other.read(), array.read()):
+                            raise ValueError(
+                                f"{array.source.path}: {array.dataset.name} and {other.dataset.name} of "
+                                f"{other.source.path.name} mean the same variable of an OPT, but they differ."
+                            )
             return merged
 
         found = []
         for path, layer in layer_paths(backbone):
-            datasets = group(path)
-            variables = own_variables(layer)
-            if len(datasets) != len(variables):
-                raise ValueError(f"{folder}: {path} holds {len(datasets)} arrays where {len(variables)} are needed.")
-            for key, variable in zip(sorted(datasets), variables):
-                dataset, source = datasets[key]
-                rows = dataset.shape[0]
+            arrays, variables = group(path), own_variables(layer)
+            needed = [str(number) for number in range(len(variables))]
+            if sorted(arrays) != needed:
+                files = " and ".join(str(folder / name) for name in files_of(path))
+                raise ValueError(
+                    f"{files}: {path} holds {len(arrays)} arrays where {len(needed)} are needed, "
+                    f"called {' and '.join(needed)}."
+                )
+            for key, variable in zip(needed, variables):
+                array = arrays[key]
+                rows = array.shape[0]
                 if path.endswith("position_embedding"):  # the first rows are kept of a table asked to be shorter
                     rows = min(rows, backbone.max_sequence_length)
-                if (rows, *dataset.shape[1:]) != tuple(variable.shape):
+                if (rows, *array.shape[1:]) != tuple(variable.shape):
                     raise ValueError(
-                        f"{folder}: {path} has shape {dataset.shape} where the model has {tuple(variable.shape)}."
+                        f"{array.source.path}: {path} has shape {array.shape} where the model has "
+                        f"{tuple(variable.shape)}."
                     )
-                found.append(Piece(variable, source.path, functools.partial(_read, dataset, source, rows)))
+                found.append(Piece(variable, array.source.path, functools.partial(array.read, rows)))
         yield found
-
-
-def _hdf5(path):
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is damaged or cut short; fetch it again ({error}).") from None
 
 
 def save_backbone(backbone, folder):
