@@ -1,5 +1,7 @@
 """Bad input is answered in one clear line, before it can turn into a broadcasting error or a silent wrong number."""
 
+import functools
+import inspect
 import numbers
 
 import jax
@@ -31,6 +33,11 @@ def check_causal_lm(lm):
         raise TypeError(f"lm must be an OPTCausalLM with a preprocessor, as optbook.causal_lm gives, not {lm!r}.")
 
 
+def check_text(name, text):
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, the content of a file, but is {text!r}.")
+
+
 def check_not_quantized(backbone):
     """The files of a preset hold floats."""
     if any(getattr(layer, "quantization_mode", None) for layer in backbone._flatten_layers()):
@@ -45,9 +52,9 @@ def check_dropout(dropout):
 
 
 def check_inputs(inputs, vocabulary_size, max_sequence_length):
-    """What a backbone is called on: a dict of two integer arrays of one shape (batch, T), ids inside the vocabulary.
+    """What a backbone is called on: a dict of two arrays of one shape (batch, T), ids of the vocabulary and 0 or 1.
 
-    Ids are looked at only where they have values: under ``jit``, so in ``fit`` and ``generate``, they have none.
+    Values are looked at only where there are any: under ``jit``, so in ``fit`` and ``generate``, there are none.
     """
     missing = [key for key in ("token_ids", "padding_mask") if not isinstance(inputs, dict) or key not in inputs]
     if missing:
@@ -70,6 +77,7 @@ def check_inputs(inputs, vocabulary_size, max_sequence_length):
             f"the sequence has {shape[1]} tokens, but the position table only {max_sequence_length} rows "
             "(max_sequence_length); shorten the sequence."
         )
+    check_mask("padding_mask", padding_mask)
     if isinstance(token_ids, keras.KerasTensor | jax.core.Tracer) or 0 in shape:
         return
     low, high = int(token_ids.min()), int(token_ids.max())
@@ -78,3 +86,38 @@ def check_inputs(inputs, vocabulary_size, max_sequence_length):
             f"token_ids must lie in 0 … {vocabulary_size - 1} (vocabulary_size {vocabulary_size}), "
             f"but reach from {low} to {high}."
         )
+
+
+def check_mask(name, mask):
+    """The mask as booleans of NumPy; raises ValueError unless each of its values is 0, 1, True or False.
+
+    An additive mask of 0 and −1e9 would come out inverted, and 0.5 is false as an integer and true as a boolean. Under
+    ``jit`` a mask has no values to look at, so it comes back as it is, and floats are refused.
+    """
+    has_values = not isinstance(mask, keras.KerasTensor | jax.core.Tracer)
+    mask = np.asarray(mask) if has_values else mask
+    if mask.dtype == "bool":
+        return mask
+    if has_values:
+        one = mask == 1
+        wrong = mask[~(one | (mask == 0))]
+        if wrong.size:
+            raise ValueError(f"{name} must hold 0 and 1, or False and True, but holds {wrong.flat[0]}.")
+        return one
+    if not keras.backend.is_int_dtype(mask.dtype):
+        raise ValueError(f"{name} must be integers or booleans where it is compiled, but is {mask.dtype}.")
+    return mask
+
+
+def checks_masks(function):
+    """Decorates a function whose arguments are masks, each of which may be left out."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        for name, mask in signature.bind(*args, **kwargs).arguments.items():
+            if mask is not None:
+                check_mask(name, mask)
+        return function(*args, **kwargs)
+
+    return checked

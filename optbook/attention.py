@@ -16,7 +16,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from optbook import _files, memory
-from optbook._validation import check_inputs
+from optbook._validation import check_count, check_inputs
 from optbook.backbone import OPTBackbone
 from optbook.tokens import token_label, tokenize_batch
 
@@ -130,14 +130,15 @@ def record_attention(model, inputs, layers=None, heads=None):
     layers = _chosen("layer", layers, backbone.num_layers)
     heads = _chosen("head", heads, backbone.num_heads)
     _check_memory(len(layers), len(heads), backbone.num_heads, token_ids.shape)
+    label = functools.partial(token_label, preprocessor.tokenizer) if preprocessor else str
+    tokens = [[label(token) for token in row] for row in token_ids.tolist()]  # before the pass, which takes longer
     weights = [weight.value for weight in backbone.weights]
     scores = _scores(weakref.ref(reader), weights, token_ids, padding_mask, layers, np.asarray(heads))
-    label = functools.partial(token_label, preprocessor.tokenizer) if preprocessor else str
     return AttentionRecord(
         weights=np.asarray(scores),  # on a CPU the same memory, no copy
         layers=layers,
         heads=heads,
-        tokens=[[label(token) for token in row] for row in token_ids.tolist()],
+        tokens=tokens,
         padding_mask=padding_mask.astype(bool),
         token_ids=token_ids,
         positions=_positions(reader, padding_mask),
@@ -246,14 +247,14 @@ def _scores(backbone, weights, token_ids, padding_mask, layers, heads):
     return recorded
 
 
-def head_scores(backbone, length=64, batch_size=8, seed=0, weights=None):
+def head_scores(backbone, length=None, batch_size=8, seed=0, weights=None):
     """How much each head plays four roles, on rows that repeat a random span: `</s>`, span, the same span.
 
     Parameters
     ----------
     backbone : OPTBackbone or keras_hub.models.OPTBackbone
-    length : int
-        Tokens of a row; the span has half of them.
+    length : int, optional
+        Tokens of a row; the span has half of them. 64 when left out, or all positions of a model that has fewer.
     batch_size, seed : int
         How many random rows, and from which seed.
     weights : list of arrays, optional
@@ -265,13 +266,26 @@ def head_scores(backbone, length=64, batch_size=8, seed=0, weights=None):
         ``induction``: mean attention from a token of the second copy to the token after the same token's first
         occurrence. ``duplicate_token``: to that first occurrence itself. ``previous_token``: mean attention to the
         token just before. ``first_token``: mean attention of later tokens to the first, the sink.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a model that is no OPT, and for a length that leaves no span of two tokens or exceeds the model's positions.
     """
+    reader, positions = _reader(backbone), backbone.max_sequence_length
+    length = min(64, positions) if length is None else length
+    check_count("length", length)
+    check_count("batch_size", batch_size)
+    if not 5 <= length <= positions:
+        raise ValueError(f"length must lie in 5 … {positions}, the positions of the model, but is {length}.")
+    if backbone.vocabulary_size < 5:
+        raise ValueError(f"the model has {backbone.vocabulary_size} ids, all special: there are none to repeat.")
     span_length = (length - 1) // 2
     span = np.random.default_rng(seed).integers(4, backbone.vocabulary_size, (batch_size, span_length))
     rows = np.concatenate([np.full((batch_size, 1), 2), span, span], axis=1).astype("int32")
     weights = [weight.value for weight in backbone.weights] if weights is None else weights
     every_layer, every_head = tuple(range(backbone.num_layers)), np.arange(backbone.num_heads)
-    scores = _scores(weakref.ref(_reader(backbone)), weights, rows, np.ones_like(rows), every_layer, every_head)
+    scores = _scores(weakref.ref(reader), weights, rows, np.ones_like(rows), every_layer, every_head)
     maps = np.asarray(scores).mean(axis=1)  # (layers, heads, T, T), averaged over rows
     second_copy = np.arange(span_length + 1, 2 * span_length + 1)
     later = np.arange(1, rows.shape[1])

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from optbook._validation import check_mask
+
 
 def visible_keys(padding_mask, hide_first=False):
     """Which keys each query of one sequence may see: those not later than itself, real tokens all.
@@ -18,7 +20,7 @@ def visible_keys(padding_mask, hide_first=False):
     boolean array of shape (T, T)
         Row t belongs to query t. The rows and the columns of padding are False.
     """
-    real = np.asarray(padding_mask, dtype=bool)
+    real = check_mask("padding_mask", padding_mask)
     visible = np.tril(np.ones((len(real), len(real)), dtype=bool)) & real & real[:, None]
     if hide_first:
         visible[:, real.argmax()] = False
@@ -42,7 +44,7 @@ def without_first(weights, padding_mask):
         almost everything, the small rest is scaled up a lot: read such rows with care.
     """
     kept = np.array(weights, dtype="float32")
-    kept[..., np.asarray(padding_mask, dtype=bool).argmax()] = 0.0
+    kept[..., check_mask("padding_mask", padding_mask).argmax()] = 0.0
     total = kept.sum(axis=-1, keepdims=True)
     return np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
 

@@ -12,7 +12,7 @@ import tqdm
 from jax import lax
 from jax import numpy as jnp
 
-from optbook._validation import check_causal_lm, check_count, check_inputs
+from optbook._validation import check_causal_lm, check_count, check_inputs, check_text
 from optbook.presets import ASSETS
 from optbook.tokens import PAD, next_power_of_two, token_bytes, tokenize_batch
 
@@ -27,7 +27,8 @@ class Perplexity:
     Attributes
     ----------
     perplexity : float
-        ``exp`` of ``nats_per_token``. It depends on the tokenizer: compare only models that share one.
+        ``exp`` of ``nats_per_token``, infinite where that is beyond 709. It depends on the tokenizer: compare only
+        models that share one.
     nats_per_token : float
         Mean negative log likelihood of a token that has others before it.
     bits_per_byte : float
@@ -64,12 +65,12 @@ def perplexity(lm, text=None, stride=None, max_length=None):
     Raises
     ------
     ValueError, TypeError
-        For a text of no tokens, a stride longer than the window, a window longer than the model has positions.
+        For a text of no tokens or that the vocabulary cannot spell, a stride longer than the window, a window longer
+        than the model has positions.
     """
     check_causal_lm(lm)
     text = HELD_OUT_TEXT.read_text(encoding="utf-8") if text is None else text
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a str, the content of a file, but is {text!r}.")
+    check_text("text", text)
     positions = lm.backbone.max_sequence_length
     max_length = positions if max_length is None else max_length
     check_count("max_length", max_length)
@@ -87,12 +88,15 @@ def perplexity(lm, text=None, stride=None, max_length=None):
         len(token_ids),
     )
     sizes = np.array([len(token_bytes(tokenizer, token_id)) for token_id in token_ids])
-    if not sizes.any():
-        raise ValueError("text has no tokens to predict.")
+    without_context = slice(None, None, stride) if stride == max_length else 0
+    if not np.delete(sizes, without_context).any():
+        raise ValueError("text has no tokens to predict: those that its windows count stand for no byte.")
     losses, counted = token_losses(lm, token_ids, stride, max_length)
     nats, tokens = float(losses[counted].sum(dtype="float64")), int(counted.sum())
+    with np.errstate(over="ignore"):  # a model that diverged: infinite
+        perplexity = float(np.exp(nats / tokens))
     return Perplexity(
-        perplexity=math.exp(nats / tokens),
+        perplexity=perplexity,
         nats_per_token=nats / tokens,
         bits_per_byte=nats / math.log(2) / int(sizes[counted].sum()),
         tokens=tokens,

@@ -75,7 +75,7 @@ def generate(
     stops = _stops(stop_token_ids, lm.preprocessor.tokenizer)
     tokenizer, backbone = lm.preprocessor.tokenizer, lm.backbone
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    inputs = _tokenize(tokenizer, texts)
+    inputs = tokenize_batch(tokenizer, texts)
     starts = inputs["padding_mask"].sum(axis=-1)
     ends = _ends(starts, max_new_tokens, max_length, lm)
     check_inputs(inputs, backbone.vocabulary_size, backbone.max_sequence_length)
@@ -218,23 +218,6 @@ def _stops(stop_token_ids, tokenizer):
     if PAD in stops:
         raise ValueError(f"stop_token_ids cannot hold {PAD}, the padding, which stands where nothing is written yet.")
     return stops or None
-
-
-def _tokenize(tokenizer, texts):
-    """Prompts as the model reads them; refuses those that are not what their tokens decode to."""
-    if not texts:
-        raise ValueError("there is no prompt to continue: prompts is empty.")
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"a prompt must be a str, but prompt {number} is {text!r}.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"prompt {number} is no Unicode text: {text!r} has {error.reason}.") from None
-        decoded = tokenizer.detokenize(tokenizer(text))
-        if decoded != text:
-            raise ValueError(f"prompt {number}, {text!r}, does not decode: its tokens give back {decoded!r}.")
-    return tokenize_batch(tokenizer, texts)
 
 
 def _ends(starts, max_new_tokens, max_length, lm):

@@ -5,6 +5,8 @@ T counts queries, S counts keys. In plain self-attention T == S; with a key/valu
 
 from keras import ops
 
+from optbook._validation import checks_masks
+
 
 def causal_mask(query_length, key_length=None, start_index=0):
     """Which keys are in the past: query t stands at position ``start_index + t`` and sees keys up to there.
@@ -29,6 +31,7 @@ def causal_mask(query_length, key_length=None, start_index=0):
     return ops.expand_dims(query_positions >= key_positions, axis=0)
 
 
+@checks_masks
 def padding_mask(mask):
     """Which keys are real: the same answer for every query, so one row per sequence.
 
@@ -40,10 +43,16 @@ def padding_mask(mask):
     Returns
     -------
     boolean tensor of shape (batch, 1, S)
+
+    Raises
+    ------
+    ValueError
+        For any other value.
     """
     return ops.expand_dims(ops.cast(mask, "bool"), axis=1)
 
 
+@checks_masks
 def combine_masks(causal, padding=None):
     """Both conditions at once: a key must be in the past and real.
 
@@ -55,5 +64,10 @@ def combine_masks(causal, padding=None):
     Returns
     -------
     boolean tensor of shape (batch, T, S), or ``causal`` itself when there is no padding
+
+    Raises
+    ------
+    ValueError
+        For a mask that holds anything but 0, 1, True and False.
     """
     return causal if padding is None else ops.logical_and(causal, padding)

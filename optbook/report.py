@@ -13,6 +13,7 @@ import psutil
 from jax import numpy as jnp
 
 from optbook import memory, presets
+from optbook._validation import check_causal_lm, check_count, check_inputs, check_text
 from optbook.evaluation import HELD_OUT_TEXT, logits_with
 from optbook.tokens import tokenize_batch
 
@@ -217,9 +218,13 @@ def text_rows(lm, text, rows, length, seed=0):
 
     Raises
     ------
-    ValueError
-        For a text of fewer than ``length`` tokens.
+    ValueError, TypeError
+        For a text of fewer than ``length`` tokens or that the vocabulary cannot spell, and for no rows.
     """
+    check_causal_lm(lm)
+    check_text("text", text)
+    check_count("rows", rows)
+    check_count("length", length)
     token_ids = tokenize_batch(lm.preprocessor.tokenizer, text)["token_ids"][0]
     if len(token_ids) < length:
         raise ValueError(f"the text has {len(token_ids)} tokens, the start token included, but a row takes {length}.")
@@ -234,7 +239,15 @@ def next_token_logits(lm, token_ids):
     ----------
     lm : keras_hub.models.OPTCausalLM
     token_ids : int array of shape (batch, T)
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a model without text, and for ids that its backbone would refuse.
     """
+    check_causal_lm(lm)
+    inputs = {"token_ids": token_ids, "padding_mask": np.ones(np.shape(token_ids), "int32")}
+    check_inputs(inputs, lm.backbone.vocabulary_size, lm.backbone.max_sequence_length)
     return _logits(weakref.ref(lm), [variable.value for variable in lm.variables], token_ids)
 
 

@@ -1,5 +1,6 @@
 """What a token is, byte by byte, and how to write it under a picture; and how texts become the batch a model reads."""
 
+import os
 import re
 
 import numpy as np
@@ -29,8 +30,14 @@ def token_bytes(tokenizer, token_id):
 
 
 def token_label(tokenizer, token_id):
-    """A token as a person reads it: ``␣`` is a space, ``⏎`` a new line, ``⟨E2⟩`` a byte of a split character."""
-    token = tokenizer.id_to_token(int(token_id))
+    """A token as a person reads it: ``␣`` is a space, ``⏎`` a new line, ``⟨E2⟩`` a byte of a split character.
+
+    A model's table can have rows beyond the vocabulary, as the published ones have seven: ``⟨id 50265⟩``.
+    """
+    try:
+        token = tokenizer.id_to_token(int(token_id))
+    except (ValueError, KeyError):
+        return f"⟨id {int(token_id)}⟩"
     if token in _SPECIAL:
         return token
     text = token_bytes(tokenizer, token_id).decode("utf-8", errors="surrogateescape")
@@ -51,9 +58,18 @@ def visible(text):
 
 
 def tokenize_batch(tokenizer, texts):
-    """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask."""
-    texts = [texts] if isinstance(texts, str) else texts
-    rows = [[tokenizer.start_token_id, *np.asarray(tokenizer(text)).tolist()] for text in texts]
+    """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where there is no text, or what is no text; for one that the vocabulary cannot spell, of which something would
+        be left out without a word.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("there is no text: give one, or a list of at least one.")
+    rows = [[tokenizer.start_token_id, *_token_ids(tokenizer, number, text)] for number, text in enumerate(texts)]
     length = max(len(row) for row in rows)
     token_ids = np.full((len(rows), length), tokenizer.pad_token_id, "int32")
     padding_mask = np.zeros((len(rows), length), "int32")
@@ -61,6 +77,24 @@ def tokenize_batch(tokenizer, texts):
         token_ids[i, : len(row)] = row
         padding_mask[i, : len(row)] = 1
     return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+
+def _token_ids(tokenizer, number, text):
+    """The ids of one text, which they give back."""
+    if not isinstance(text, str):
+        raise TypeError(f"text {number} must be a str, but is {text!r}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = text[error.start]
+        raise ValueError(f"text {number} is no Unicode text: {wrong!r} at {error.start} is a lone surrogate.") from None
+    token_ids = np.asarray(tokenizer(text)).tolist()
+    decoded = tokenizer.detokenize(token_ids)
+    if decoded != text:
+        start = len(os.path.commonprefix([text, decoded]))
+        wrong, back = (f"{string[start : start + 20]!r}" for string in (text, decoded))
+        raise ValueError(f"text {number} does not decode: of {wrong} at {start} its tokens give back {back}.")
+    return token_ids
 
 
 def next_power_of_two(count):

@@ -76,6 +76,18 @@ def test_huge_scores_stay_finite_in_the_softmax(dtype):
     np.testing.assert_allclose(scores[0, 0], expected, atol=1e-6)
 
 
+def test_scores_far_below_zero_leave_forbidden_keys_nothing(inputs):
+    """Real scores of −200 and less: an allowed key still takes all, in every layer."""
+    _, model = make_pair()
+    for layer in model.transformer_layers:
+        layer.self_attention.query_dense.bias.assign(np.full((4, 8), 30.0))
+        layer.self_attention.key_dense.bias.assign(np.full((4, 8), -30.0))
+    scores = optbook.record_attention(model, inputs).scores
+    allowed = np.broadcast_to(allowed_keys(inputs), scores.shape[1:])
+    assert (scores[:, ~allowed] == 0).all()
+    np.testing.assert_allclose(scores.sum(axis=-1)[:, allowed.any(axis=-1)], 1, atol=1e-5)
+
+
 def test_any_layer_alone_gives_its_scores(backbone):
     x = np.random.default_rng(0).standard_normal((3, 12, SIZES["hidden_dim"])).astype("float32")
     for layer in backbone.transformer_layers:

@@ -1,13 +1,20 @@
 """Bad input is answered at once and in one clear line."""
 
+import dataclasses
+import functools
 import json
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from small_models import INPUTS, SIZES
 
 import optbook
+from optbook import attention_numbers, tokens
+
+# isort: split
+import keras_hub  # after optbook, which keeps TensorFlow out of it
 
 SIZE_NAMES = list(SIZES)
 
@@ -127,6 +134,19 @@ BAD_INPUTS = {
         ValueError,
         "padding_mask must have the shape",
     ),
+    "a mask to be added": (
+        changed(padding_mask=np.where(INPUTS["right"]["padding_mask"], 0.0, -1e9)),
+        ValueError,
+        "padding_mask must hold 0 and 1, or False and True, but holds -1000000000.0",
+    ),
+    "a mask of halves": (changed(padding_mask=np.full((3, 12), 0.5)), ValueError, "padding_mask .* but holds 0.5"),
+    "a mask that is not a number": (
+        changed(padding_mask=np.full((3, 12), np.nan)),
+        ValueError,
+        "padding_mask .* but holds nan",
+    ),
+    "a mask of twos": (changed(padding_mask=np.full((3, 12), 2)), ValueError, "padding_mask .* but holds 2"),
+    "a mask of text": (changed(padding_mask=np.full((3, 12), "1")), ValueError, "padding_mask .* but holds 1"),
     "no batch axis": (
         {"token_ids": np.ones(12, "int32"), "padding_mask": np.ones(12, "int32")},
         ValueError,
@@ -159,6 +179,119 @@ def test_bad_inputs_of_the_backbone(backbone, case):
 def test_the_highest_and_lowest_id_and_a_boolean_mask_are_fine(backbone):
     inputs = {"token_ids": np.array([[0, 60]]), "padding_mask": np.array([[True, True]])}
     assert np.isfinite(np.asarray(backbone(inputs))).all()
+
+
+WRONG_MASKS = [[[0.0, -1e9]], [[0.5, 1.0]], [[float("nan"), 1.0]], [[2, 1]], [[-1, 1]]]
+RECORD = optbook.AttentionRecord(
+    scores=np.tril(np.ones((1, 1, 1, 2, 2), "float32")) / np.array([1, 2], "float32")[:, None],
+    layers=(0,),
+    heads=(0,),
+    tokens=[["a", "b"]],
+    padding_mask=np.ones((1, 2), bool),
+    token_ids=np.ones((1, 2), "int32"),
+    positions=np.array([[0, 1]], "int32"),
+)
+MASK_DOORS = {
+    "the backbone": lambda mask: small_backbone()({"token_ids": np.full((1, 2), 5), "padding_mask": mask}),
+    "record_attention": lambda mask: optbook.record_attention(
+        small_backbone(), {"token_ids": np.full((1, 2), 5), "padding_mask": mask}
+    ),
+    "a layer": lambda mask: small_backbone().transformer_layers[0](np.ones((1, 2, 32)), decoder_padding_mask=mask),
+    "masks.padding_mask": optbook.masks.padding_mask,
+    "masks.combine_masks, padding": lambda mask: optbook.masks.combine_masks(
+        optbook.masks.causal_mask(2), padding=mask[:, None]
+    ),
+    "masks.combine_masks, causal": lambda mask: optbook.masks.combine_masks(mask[None]),
+    "visible_keys": lambda mask: attention_numbers.visible_keys(mask[0]),
+    "without_first": lambda mask: attention_numbers.without_first(np.eye(2), mask[0]),
+    "entropy": lambda mask: attention_numbers.entropy(np.eye(2), mask[0]),
+    "plot.masks": lambda mask: optbook.plot.masks(mask, [["a", "b"]]),
+    "plot.stages": lambda mask: optbook.plot.stages(
+        np.eye(2), np.concatenate([mask, mask]), np.eye(2), ["a", "b"], head_dim=2
+    ),
+    "plot.piece_rows": lambda mask: optbook.plot.piece_rows({"": ["a", "b"]}, mask=mask),
+    "plot.head": lambda mask: optbook.plot.head(dataclasses.replace(RECORD, padding_mask=mask), 0, 0),
+    "view": lambda mask: optbook.view(dataclasses.replace(RECORD, padding_mask=mask)),
+}
+
+
+@functools.cache
+def small_backbone():
+    return optbook.OPTBackbone(**SIZES)
+
+
+@pytest.mark.parametrize("door", list(MASK_DOORS))
+def test_a_mask_holds_zero_and_one_at_every_door(door):
+    for dtype in ("bool", "int32", "float32"):
+        MASK_DOORS[door](np.array([[1, 0]], dtype))
+    for values in WRONG_MASKS:
+        with pytest.raises(ValueError, match="must hold 0 and 1, or False and True, but holds") as raised:
+            MASK_DOORS[door](np.array(values))
+        if door != "a layer":  # Keras adds to what a layer raises the arguments that it was called with
+            assert_one_line(raised)
+
+
+def test_a_mask_of_jax_is_looked_at_too_and_a_compiled_one_is_no_float(backbone):
+    additive = jax.numpy.array([[0.0, -1e9]], "bfloat16")
+    with pytest.raises(ValueError, match="but holds"):
+        optbook.masks.padding_mask(additive)
+    with pytest.raises(ValueError, match="must be integers or booleans where it is compiled, but is bfloat16"):
+        jax.jit(optbook.masks.padding_mask)(additive)
+    assert jax.jit(optbook.masks.padding_mask)(np.array([[1, 0]])).tolist() == [[[True, False]]]
+
+
+# Text
+
+TEXT_DOORS = {
+    "record_attention": optbook.record_attention,
+    "record_attention, a list": lambda lm, text: optbook.record_attention(lm, ["a", text]),
+    "generate": lambda lm, text: optbook.generate(lm, text, max_new_tokens=2),
+    "perplexity": optbook.perplexity,
+    "report.text_rows": lambda lm, text: optbook.report.text_rows(lm, text, rows=1, length=2),
+}
+
+
+@functools.cache
+def small_lm():
+    """It can spell a and b and nothing else."""
+    few = keras_hub.models.OPTTokenizer({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}, [])
+    return keras_hub.models.OPTCausalLM(
+        small_backbone(), preprocessor=keras_hub.models.OPTCausalLMPreprocessor(few, sequence_length=24)
+    )
+
+
+@pytest.mark.parametrize("door", list(TEXT_DOORS))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" * 5 + "xb" * 300, "does not decode: of 'xbxbxbxbxbxbxbxbxbxb' at 5 its tokens give back 'bbbbbb.*'"),
+        ("a\udce9", r"is no Unicode text: '\\udce9' at 1 is a lone surrogate"),
+    ],
+)
+def test_a_text_that_cannot_be_spelled_is_refused_at_every_door(door, text, message):
+    TEXT_DOORS[door](small_lm(), "ab")
+    with pytest.raises(ValueError, match=message) as raised:
+        TEXT_DOORS[door](small_lm(), text)
+    assert_one_line(raised)
+
+
+def test_no_text_and_what_is_none():
+    tokenizer = small_lm().preprocessor.tokenizer
+    with pytest.raises(ValueError, match="there is no text"):
+        tokens.tokenize_batch(tokenizer, [])
+    with pytest.raises(TypeError, match="text 1 must be a str, but is None"):
+        tokens.tokenize_batch(tokenizer, ["a", None])
+
+
+def test_a_report_refuses_what_is_no_text_and_ids_that_the_model_does_not_have():
+    with pytest.raises(TypeError, match="text must be a str"):
+        optbook.report.text_rows(small_lm(), ["ab", "ba"], rows=1, length=2)
+    with pytest.raises(ValueError, match="rows must be at least 1"):
+        optbook.report.text_rows(small_lm(), "ab", rows=0, length=2)
+    with pytest.raises(ValueError, match="token_ids must lie in 0 … 60"):
+        optbook.report.next_token_logits(small_lm(), np.array([[2, 61]]))
+    with pytest.raises(ValueError, match="the sequence has 25 tokens"):
+        optbook.report.next_token_logits(small_lm(), np.full((1, 25), 2))
 
 
 # Presets

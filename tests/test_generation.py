@@ -247,8 +247,8 @@ def test_no_compiled_program_keeps_a_model_alive():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"prompts": []}, ValueError, "no prompt"),
-        ({"prompts": ["a", 3]}, TypeError, "prompt 1 is 3"),
+        ({"prompts": []}, ValueError, "there is no text"),
+        ({"prompts": ["a", 3]}, TypeError, "text 1 must be a str, but is 3"),
         ({"prompts": "\udc80"}, ValueError, "no Unicode text"),
         ({"max_new_tokens": 124}, ValueError, "can be at most 123, but is 124"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
@@ -272,7 +272,7 @@ def test_a_prompt_that_its_tokens_do_not_give_back_is_refused(lm):
     few = keras_hub.models.OPTTokenizer({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}, [])
     small = keras_hub.models.OPTCausalLM(lm.backbone, preprocessor=keras_hub.models.OPTCausalLMPreprocessor(few, 128))
     assert generate(small, "ab", max_new_tokens=3, stop_token_ids=None).startswith("ab")
-    with pytest.raises(ValueError, match="prompt 0, 'axb', does not decode"):
+    with pytest.raises(ValueError, match="text 0 does not decode: of 'xb' at 1 its tokens give back 'b'"):
         generate(small, "axb", max_new_tokens=3)
 
 

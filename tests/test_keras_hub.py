@@ -196,6 +196,24 @@ def test_attention_scores(pair, inputs):
         assert_close(our, their)
 
 
+def test_attention_scores_far_below_zero(pair, inputs):
+    """Where the best allowed score is −200, a forbidden key still takes nothing from the sum of the row."""
+    x, mask = normal(*SHAPE), attention_mask(inputs)
+    layers = self_attention_pair(make_pair(dropout=pair[0].dropout))
+    for layer in layers:
+        for name, bias in (("query", 9.0), ("key", -9.0)):  # 8 × 9 × −9 / √8 = −229, and what the kernels add
+            dense = getattr(layer, f"{name}_dense", None) or getattr(layer, f"_{name}_dense")
+            dense.bias.assign(np.full(dense.bias.shape, bias))
+    outputs, scores = run(layers[1], x, attention_mask=mask, return_attention_scores=True)
+    query, key = (np.asarray(dense(x)) for dense in (layers[1].query_dense, layers[1].key_dense))
+    before_softmax = np.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(8)
+    best = np.where(mask[:, None], before_softmax, -np.inf).max(axis=-1)
+    assert (best < -200).mean() > 0.1
+    np.testing.assert_allclose(scores.sum(axis=-1), 1, atol=1e-5)
+    assert (np.asarray(scores)[~np.broadcast_to(mask[:, None], scores.shape)] == 0).all()
+    assert_close(outputs, run(layers[0], x, x, attention_mask=mask), tolerance=1e-3)
+
+
 @pytest.mark.parametrize(("length", "index"), [(1, 5), (3, 4), (12, 0)])
 def test_attention_with_a_cache(pair, length, index):
     theirs, ours = self_attention_pair(pair)
@@ -265,6 +283,48 @@ def test_dropout_is_in_keras_hubs_three_places():
     _, ours = make_pair(dropout=1 - 1e-7)
     x = normal(*SHAPE)
     np.testing.assert_array_equal(run(ours.transformer_layers[0], x, training=True), x)
+
+
+@pytest.fixture(params=["KerasHub's", "ours"])
+def of_either(request):
+    """Picks from a pair: what is true of dropout in KerasHub's layer is true in ours."""
+    return lambda pair: pair[["KerasHub's", "ours"].index(request.param)]
+
+
+def test_dropout_of_attention_weights(of_either):
+    """A quarter of the weights becomes 0, the rest 4/3 of what it was; each is seen, as the values are unit vectors."""
+    rate, length = 0.25, 12
+    sizes = dict(num_layers=2, num_heads=1, hidden_dim=length, dropout=rate)
+    _, ours = layers = self_attention_pair(make_pair(**sizes))
+    unit, no_bias = np.eye(length), np.zeros((1, length))
+    ours.query_dense.set_weights([0 * unit[:, None], no_bias])  # so that a query gives each key the same
+    ours.value_dense.set_weights([unit[:, None], no_bias])
+    ours.output_dense.set_weights([unit[None], no_bias[0]])
+    copy_weights(ours, layers[0])
+    layer, x = of_either(layers), np.broadcast_to(np.eye(length, dtype="float32"), (100, length, length))
+    arguments = (x,) if layer is ours else (x, x)
+    mask = np.broadcast_to(np.tril(np.ones((length, length), bool)), x.shape)
+    seen = np.asarray(layer(*arguments, attention_mask=mask, training=True))  # (100, T, S)
+    whole = np.asarray(layer(*arguments, attention_mask=mask, training=False))
+    np.testing.assert_allclose(whole[0], np.tril(1 / np.arange(1, 13)[:, None] * np.ones(12)), atol=1e-6)
+    kept = seen != 0
+    np.testing.assert_allclose(seen[kept], whole[kept] / (1 - rate), rtol=1e-5)
+    assert kept[mask].mean() == pytest.approx(1 - rate, abs=0.025)  # of 7800 weights: five standard deviations
+
+
+def test_dropout_of_what_is_added_to_the_stream(of_either):
+    """Attention adds 1 and feed-forward 10, each dropped on its own before the addition: the stream is never scaled."""
+    rate = 0.25
+    theirs, ours = layers = [model.transformer_layers[0] for model in make_pair(dropout=rate)]
+    for dense, bias in ((ours.self_attention.output_dense, 1.0), (ours.feedforward_output_dense, 10.0)):
+        dense.set_weights([np.zeros(dense.kernel.shape), np.full(dense.bias.shape, bias)])
+    copy_weights(ours, theirs)
+    x = normal(*SHAPE)
+    added = np.asarray(of_either(layers)(x, training=True)) - x
+    kept = 1 / (1 - rate)
+    for value, share in ((0, 1 / 16), (kept, 3 / 16), (10 * kept, 3 / 16), (11 * kept, 9 / 16)):
+        assert np.isclose(added, value, atol=1e-4).mean() == pytest.approx(share, abs=0.07)  # of 1152 numbers
+    assert np.isclose(added[..., None], kept * np.array([0, 1, 10, 11]), atol=1e-4).any(axis=-1).all()
 
 
 # The whole stack

@@ -87,6 +87,15 @@ def test_a_model_that_computes_nothing_is_not_passed_over():
     assert math.isnan(optbook.perplexity(lm, TEXT).perplexity)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_perplexity_of_a_model_that_diverged_is_infinite(lm):
+    diverged = keras_hub.models.OPTCausalLM(lm.backbone.from_config(lm.backbone.get_config()), lm.preprocessor)
+    norm = diverged.backbone.layer_norm
+    norm.gamma.assign(np.full(norm.gamma.shape, 1e6))
+    found = optbook.perplexity(diverged, TEXT)
+    assert found.perplexity == math.inf and 709 < found.nats_per_token < math.inf
+
+
 def test_keras_hubs_backbone_loses_the_same(lm):
     folder = optbook.presets.preset_folder(optbook.presets.DEFAULT)
     theirs = keras_hub.models.OPTCausalLM(
@@ -149,6 +158,7 @@ def test_a_long_run_shows_its_progress(lm, monkeypatch, capsys):
     "arguments, error, message",
     [
         ({"text": ""}, ValueError, "no tokens"),
+        ({"text": "</s>a", "max_length": 2, "stride": 2}, ValueError, "no tokens to predict"),
         ({"text": Path("text.txt")}, TypeError, "content of a file"),
         ({"stride": 129}, ValueError, "stride must be at most max_length, 128"),
         ({"stride": 0}, ValueError, "stride must be at least 1"),

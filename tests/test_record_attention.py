@@ -369,7 +369,48 @@ def test_a_model_that_is_no_opt():
         optbook.record_attention("opt_125m_en", "a text")
 
 
+def test_ids_beyond_the_vocabulary_are_labelled_by_their_number(causal_lm):
+    """As the last seven rows of the published models' tables."""
+    tokenizer = causal_lm.preprocessor.tokenizer
+    size = tokenizer.vocabulary_size()
+    backbone = optbook.OPTBackbone(**{**SIZES, "vocabulary_size": size + 7})
+    lm = keras_hub.models.OPTCausalLM(backbone, preprocessor=causal_lm.preprocessor)
+    record = optbook.record_attention(lm, [2, size, size + 6])
+    assert record.tokens == [["</s>", f"⟨id {size}⟩", f"⟨id {size + 6}⟩"]]
+
+
 # Roles
+
+
+@pytest.mark.parametrize("positions", [5, 24, 32, 100])
+def test_head_scores_fit_the_model(positions):
+    """Without a length, 64 tokens or as many as the model has positions."""
+    model = optbook.OPTBackbone(**{**SIZES, "max_sequence_length": positions})
+    scores = optbook.head_scores(model)
+    for name, of_heads in scores.items():
+        assert ((of_heads >= 0) & (of_heads <= 1)).all()  # a NaN fails too
+        np.testing.assert_array_equal(of_heads, optbook.head_scores(model, length=min(64, positions))[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(length=25), ValueError, "length must lie in 5 … 24, the positions of the model, but is 25"),
+        (dict(length=1), ValueError, "length must lie in 5 … 24"),
+        (dict(length=2), ValueError, "length must lie in 5 … 24"),
+        (dict(length=12.0), TypeError, "length must be an int"),
+        (dict(batch_size=0), ValueError, "batch_size must be at least 1"),
+    ],
+)
+def test_head_scores_of_no_span_are_refused(backbone, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        optbook.head_scores(backbone, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_head_scores_of_what_is_no_opt():
+    with pytest.raises(TypeError, match="attention is read out of an OPTBackbone"):
+        optbook.head_scores("opt_125m_en")
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["KerasHub's", "ours"])

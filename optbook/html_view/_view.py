@@ -8,6 +8,7 @@ from importlib import resources
 import numpy as np
 
 from optbook._files import replace_text
+from optbook._validation import check_mask
 from optbook.attention import AttentionRecord
 from optbook.tokens import visible
 
@@ -100,7 +101,7 @@ def view(record):
         "layers": [int(layer) for layer in record.layers],  # they may have come out of an array
         "heads": [int(head) for head in record.heads],
         "tokens": [list(map(visible, row)) for row in record.tokens],
-        "real": record.padding_mask.astype(int).tolist(),
+        "real": check_mask("padding_mask", record.padding_mask).astype(int).tolist(),
         "causal": causal,
     }
     sequences = f"{batch} sequences of " if batch > 1 else ""

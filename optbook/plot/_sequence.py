@@ -5,6 +5,7 @@ import functools
 import numpy as np
 from matplotlib import colors
 
+from optbook._validation import check_mask
 from optbook.attention import AttentionRecord
 from optbook.attention_numbers import visible_keys, without_first
 from optbook.plot._labels import PlainLogFormatter
@@ -24,7 +25,7 @@ def scale_options(log):
 
 def check_labels(padding_mask, tokens):
     """The mask as a boolean array (batch, T); raises ValueError unless there is a label for each of its entries."""
-    real = np.asarray(padding_mask).astype(bool)
+    real = check_mask("padding_mask", padding_mask)
     if real.ndim != 2:
         raise ValueError(f"a padding mask has shape (batch, T), not {real.shape}.")
     lengths = [len(row) for row in tokens]

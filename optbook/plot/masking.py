@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
 
+from optbook._validation import check_mask
 from optbook.plot._labels import SIZE, label_axis, reach
 from optbook.plot._sequence import check_labels, check_window
 from optbook.plot._style import (
@@ -104,7 +105,7 @@ def stages(scores, mask, values, tokens, head_dim):
     ValueError
         For shapes that do not fit together.
     """
-    scores, mask, values = np.asarray(scores, "float32"), np.asarray(mask, bool), np.asarray(values, "float32")
+    scores, mask, values = np.asarray(scores, "float32"), check_mask("mask", mask), np.asarray(values, "float32")
     length = len(tokens)
     if scores.shape != (length, length) or mask.shape != scores.shape or values.shape != (length, head_dim):
         raise ValueError(

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from optbook._validation import check_mask
 from optbook.plot._labels import MONO, drawable
 from optbook.plot._style import PADDING, PIECES, figure_function, new_figure
 
@@ -83,9 +84,10 @@ def piece_rows(rows, numbers=None, mask=None, column=None):
     for line, (title, labels) in enumerate(rows.items()):
         top, middle = height * line + 0.03, height * (line + 0.5)
         ax.text(margin - 0.1, middle, title, ha="right", va="center", fontsize=8)
+        real_of_line = np.ones(len(labels), bool) if mask is None else check_mask("mask", mask[line])
         for index, label in enumerate(labels):
             left, right = extents[line][index : index + 2]
-            real = mask is None or mask[line][index]
+            real = real_of_line[index]
             style = dict(facecolor=colors.get(label, "white"), edgecolor="0.5", linewidth=0.5)
             style = style if real else {**PADDING, "edgecolor": "0.8"}
             ax.add_patch(plt.Rectangle((left, top), right - left - 0.01, height - 0.06, **style))
