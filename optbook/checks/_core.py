@@ -62,6 +62,12 @@ def _shown(answer):
     return f"of type {type(answer).__name__}: {text if len(text) <= 60 else text[:60] + '…'}"
 
 
+def require_shape(array, shape, name, shapes=None):
+    """Requires a shape; ``shapes`` maps wrong ones to a hint, and None to the hint for any other."""
+    hint = (shapes or {}).get(array.shape, (shapes or {}).get(None))
+    require(array.shape == shape, f"{name} has shape {array.shape}, not {shape}" + (f": {hint}." if hint else "."))
+
+
 def rounding(array):
     """How far a right answer of this dtype may be from the exact one, as a share of its scale: 8 roundings."""
     return 8 * float(jnp.finfo(array.dtype).eps) if jnp.issubdtype(array.dtype, jnp.floating) else 0.0
@@ -69,6 +75,8 @@ def rounding(array):
 
 def _gap(array, target):
     """Largest difference as a share of the target's scale; NaN equals NaN, and another shape is infinitely far."""
+    if isinstance(target, tuple):
+        return min(_gap(array, one) for one in target)
     target = np.asarray(target() if callable(target) else target).astype("float64")
     if array.shape != target.shape:
         return np.inf
@@ -88,7 +96,8 @@ def compare(answer, right, mistakes=None, *, name="your result", shapes=None, to
         The reader's, of any dtype: what float16 or bfloat16 may round is allowed, unless a mistake is nearer.
     right : array of the same shape
     mistakes : dict, optional
-        From the sentence that names a mistake to what it gives, or to a function without arguments that gives it.
+        From the sentence that names a mistake to what it gives, to a function without arguments that gives it, or to a
+        tuple of several such outcomes.
     name : str
         What is compared, for messages.
     shapes : dict, optional
@@ -102,12 +111,8 @@ def compare(answer, right, mistakes=None, *, name="your result", shapes=None, to
     ------
     NotYet
     """
-    array, right, shapes = numbers(answer), np.asarray(right), shapes or {}
-    hint = shapes.get(array.shape, shapes.get(None))
-    require(
-        array.shape == right.shape,
-        f"{name} has shape {array.shape}, not {right.shape}" + (f": {hint}." if hint else "."),
-    )
+    array, right = numbers(answer), np.asarray(right)
+    require_shape(array, right.shape, name, shapes)
     booleans = array.dtype == bool and right.dtype != bool
     exact = right.dtype.kind in "biu"
     tolerance, wide = (0.0, 0.0) if exact else (tolerance, max(tolerance, rounding(array)))
