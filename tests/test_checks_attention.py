@@ -202,3 +202,10 @@ def test_the_count_is_what_a_layer_does():
                 total += step.outvars[0].aval.size * int(np.prod([step.invars[0].aval.shape[i] for i in contracted]))
             programs += [part.jaxpr for part in step.params.values() if hasattr(part, "jaxpr")]
     assert total == count(5, 8, 4)
+
+
+def test_jupyter_shows_the_sentence_and_no_source():
+    with pytest.raises(NotYet) as caught:
+        checks.multiply_adds(lambda *sizes: None)
+    assert caught.value._render_traceback_() == [f"NotYet: {caught.value}"]
+    assert str(caught.value).startswith("nothing written yet")
