@@ -39,7 +39,7 @@ def test_split_and_merge_accepts_the_right_pair():
         (lambda x, n: x.reshape(2, n, 2, 12), "each head some of the tokens"),
         (lambda x, n: np.stack([x] * n, axis=1), "each head all features"),
         (lambda x, n: x, r"split has shape \(2, 6, 12\), not \(2, 3, 6, 4\)"),
-        (lambda x, n: None, "returned nothing"),
+        (lambda x, n: None, "nothing written yet"),
     ],
 )
 def test_split_names_the_mistake(wrong, message):
@@ -53,6 +53,27 @@ def test_split_says_that_a_round_trip_proves_nothing():
 
     with pytest.raises(NotYet, match="without a transpose.*a round trip does not show it"):
         checks.split_and_merge(lambda x, n: x.reshape(2, n, 6, 4), wrong_merge)
+
+
+@pytest.mark.parametrize(
+    ("split", "merge"),
+    [
+        (lambda x, n: np.reshape(x, (2, 6, 3, 4)).swapaxes(1, 2), merge),
+        (lambda x, n: np.reshape(x, (2, 6, 3, -1)).swapaxes(1, 2), merge),
+        (split, lambda heads: np.concatenate([heads[:, h] for h in range(3)], axis=-1)),
+    ],
+)
+def test_a_hard_coded_number_of_heads_is_refused(split, merge):
+    with pytest.raises(NotYet, match="right for 3 heads only"):
+        checks.split_and_merge(split, merge)
+
+
+def test_other_right_pairs_are_accepted():
+    def by_stacking(x, n):
+        return np.stack(np.split(x, n, axis=-1), axis=1)
+
+    assert checks.split_and_merge(by_stacking, lambda heads: np.concatenate(list(np.moveaxis(heads, 1, 0)), axis=-1))
+    assert checks.split_and_merge(lambda x, n: split(x, n).tolist(), lambda heads: merge(np.asarray(heads)).tolist())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +92,8 @@ def test_merge_names_the_mistake(wrong, message):
         checks.split_and_merge(split, lambda heads: wrong(np.asarray(heads)))
 
 
-def weights(query, key, scale=4**-0.5, axis=-1):
+def weights(query, key, scale=None, axis=-1):
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     return ops.softmax(ops.matmul(query, ops.swapaxes(key, -1, -2)) * scale, axis=axis)
 
 
@@ -80,8 +102,20 @@ def test_attention_weights_accepts_the_right_function():
 
 
 def unstable(query, key):
-    exponentials = np.exp(query @ key.swapaxes(-1, -2) / 2)
+    exponentials = np.exp(query @ key.swapaxes(-1, -2) / query.shape[-1] ** 0.5)
     return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_answers_in_other_dtypes_are_right(dtype):
+    assert checks.attention_weights(lambda *given: ops.cast(weights(*given), dtype)).startswith("right")
+    assert checks.attention_weights(lambda *given: weights(*(ops.cast(x, dtype) for x in given))).startswith("right")
+    assert checks.split_and_merge(lambda x, n: ops.cast(split(x, n), dtype), merge).startswith("right")
+
+
+def causal(q, k, diagonal):
+    scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5
+    return ops.softmax(np.where(np.tril(np.ones(scores.shape[-2:]), diagonal), scores, -1e30))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +139,16 @@ def unstable(query, key):
         (lambda q, k: np.exp(q @ k.swapaxes(-1, -2) / 2), "did not divide by its sum"),
         (lambda q, k: weights(k, q), "keys down and queries across"),
         (lambda q, k: np.sum(weights(q, k), axis=1), "every head has its own scores"),
-        (lambda q, k: q, "the result has shape"),
+        (lambda q, k: q, "weights has shape"),
         (lambda q, k: np.asarray(weights(q, k))[..., ::-1], "weights: wrong at"),
         (unstable, "large ones overflow the exponential"),
+        (lambda q, k: weights(q, k, 0.5), "divided by 2, right for a head_dim of 4 only"),
+        (lambda q, k: weights(q, k.T), "the last two axes of key must change places"),
+        (lambda q, k: q @ k.T, "the last two axes of key must change places"),
+        (lambda q, k: causal(q, k, 0), "you masked the future"),
+        (lambda q, k: causal(q, k, k.shape[2] - q.shape[2]), "you masked the future: .* counted from the last"),
+        (lambda q, k: weights(q, k)[:, :0], "weights has shape"),
+        (lambda q, k: unknown_name, "stopped in the line .* with NameError"),  # noqa: F821
     ],
 )
 def test_attention_weights_names_the_mistake(wrong, message):
@@ -161,3 +202,10 @@ def test_the_count_is_what_a_layer_does():
                 total += step.outvars[0].aval.size * int(np.prod([step.invars[0].aval.shape[i] for i in contracted]))
             programs += [part.jaxpr for part in step.params.values() if hasattr(part, "jaxpr")]
     assert total == count(5, 8, 4)
+
+
+def test_jupyter_shows_the_sentence_and_no_source():
+    with pytest.raises(NotYet) as caught:
+        checks.multiply_adds(lambda *sizes: None)
+    assert caught.value._render_traceback_() == [f"NotYet: {caught.value}"]
+    assert str(caught.value).startswith("nothing written yet")

@@ -38,6 +38,13 @@ class OPTBackboneView(keras.Model):
         self.original = original
 
 
+def sharing_arrays(original):
+    copy = OPTBackbone.from_config(original.get_config())
+    for new, old in zip(copy.weights, original.weights):
+        new.assign(old)
+    return copy
+
+
 def test_rebuild_accepts_a_copy():
     assert checks.rebuild(rebuilt).startswith("right: the same config")
 
@@ -46,13 +53,14 @@ def test_rebuild_accepts_a_copy():
     ("wrong", "message"),
     [
         (lambda original: original, "the very same object"),
-        (lambda original: None, "returned NoneType"),
+        (lambda original: None, "nothing written yet"),
         (sharing, "the original's own variables"),
         (lambda original: rebuilt(original, dropout=0.1), "got lost: dropout of"),
         (lambda original: rebuilt(original, dtype="float32"), "got lost: dtype of"),
         (lambda original: rebuilt(original, positions_from_mask=False), "got lost: positions_from_mask"),
         (lambda original: OPTBackbone.from_config(original.get_config()), "fresh random weights"),
         (without_one_array, "1 of 36 arrays were not copied, the first of them .'layer_norm/gamma'"),
+        (sharing_arrays, "36 of 36 variables of the copy hold the original's own arrays"),
         (into_the_original, "the original's weights have changed"),
     ],
 )
@@ -113,7 +121,7 @@ def test_logit_lens_accepts_the_right_function():
         (lambda *given: lens(*given)[1:], "the embeddings are missing"),
         (lambda *given: lens(*given)[:-1], "the last layer's output is missing"),
         (lambda *given: states(*given), "you returned hidden states"),
-        (lambda *given: lens(*given)[0], "the logits have shape"),
+        (lambda *given: lens(*given)[0], "the result has shape"),
         (lambda *given: lens(*given)[::-1], "reading 0 of 0 … 2 differs"),
     ],
 )
@@ -170,7 +178,7 @@ def test_diagnose_gives_the_clue_that_was_missed(truth, message, monkeypatch):
 
 
 def test_diagnose_lists_the_answers():
-    with pytest.raises(NotYet, match="the answers to choose from are OPT, no final norm"):
+    with pytest.raises(NotYet, match="answer with one of .OPT., .no final norm"):
         checks.diagnose(lambda suspect, reference: "fine")
 
 

@@ -26,7 +26,7 @@ def norm_with(axis=-1, ddof=0, inside=1e-5, outside=0.0, spread=np.sqrt, subtrac
 
 WRONG_NORMS = {
     "over the tokens": norm_with(axis=1),
-    "tokens and features together": norm_with(axis=(1, 2)),
+    "normalized tokens and features together": norm_with(axis=(1, 2)),
     "whole batch": norm_with(axis=None),
     "outside the root": norm_with(inside=0.0, outside=1e-5),
     "epsilon is missing": norm_with(inside=0.0),
@@ -40,16 +40,36 @@ WRONG_NORMS = {
     "beta is missing": lambda x, gamma, beta: right_layer_norm(x, gamma, 0.0),
     "gamma is missing": lambda x, gamma, beta: right_layer_norm(x, 1.0, beta),
     "multiply first": lambda x, gamma, beta: (right_layer_norm(x, 1.0, 0.0) + beta) * gamma,
+    "gamma and beta changed places": lambda x, gamma, beta: right_layer_norm(x, beta, gamma),
+    "each feature over the batch, as BatchNorm": norm_with(axis=0),
+    "over batch and tokens, as BatchNorm": norm_with(axis=(0, 1)),
+    "an array of numbers is wanted": lambda x, gamma, beta: "x",
+    "changed what it was given": lambda x, gamma, beta: x.__imul__(2),
     "keepdims": lambda x, gamma, beta: x - np.mean(x, axis=-1),
-    "returned None": lambda x, gamma, beta: None,
+    "nothing written yet": lambda x, gamma, beta: None,
     "has shape": lambda x, gamma, beta: x[:, 0],
-    "unknown here": lambda x, gamma, beta: 2 * x,
+    "wrong at": lambda x, gamma, beta: 2 * x,
 }
 
 
 def test_layer_norm_passes():
     assert decoder.layer_norm(right_layer_norm).startswith("right")
     assert decoder.layer_norm(norm_with()).startswith("right")
+    assert decoder.layer_norm(lambda *given: right_layer_norm(*given).tolist()).startswith("right")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layer_norm_passes_in_short_numbers(dtype):
+    assert decoder.layer_norm(lambda *given: ops.cast(right_layer_norm(*given), dtype)).startswith("right")
+    assert decoder.layer_norm(lambda *given: right_layer_norm(*(ops.cast(one, dtype) for one in given)))
+    with pytest.raises(checks.NotYet, match="epsilon is missing"):
+        decoder.layer_norm(lambda *given: ops.cast(norm_with(inside=0.0)(*given), dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layers_pass_in_short_numbers(dtype):
+    assert decoder.layer(lambda *given: ops.cast(wired(pre)(*given), dtype)).startswith("right")
+    assert decoder.post_norm(lambda *given: ops.cast(wired(post)(*given), dtype)).startswith("right")
 
 
 @pytest.mark.parametrize("words", WRONG_NORMS)
@@ -129,7 +149,7 @@ WRONG_LAYERS = {
     "self_attention_layer_norm twice": lambda x, n1, n2, a, f: pre(x, n1, n1, a, f),
     "turned round": lambda x, n1, n2, a, f: (h := x + f(n2(x))) + a(n1(h)),
     "mask was forgotten": lambda x, n1, n2, a, f: pre(x, n1, n2, lambda v: a(v, None), f),
-    "unknown here": lambda x, n1, n2, a, f: pre(x, n1, n2, f, a),
+    "wrong at": lambda x, n1, n2, a, f: pre(x, n1, n2, f, a),
 }
 
 WRONG_POST_NORMS = {

@@ -37,8 +37,8 @@ def test_positions_accepts_right_answers(right):
         (lambda mask: np.cumsum(mask, axis=1) * mask - 1, "negative position"),
         (lambda mask: np.where(mask == 1, count_real(mask), 99), "beyond the table"),
         (lambda mask: count_real(mask).astype("float32"), "must be integers"),
-        (lambda mask: count_real(mask)[0], "should have shape"),
-        (lambda mask: None, "returned None"),
+        (lambda mask: count_real(mask)[0], "the answer has shape"),
+        (lambda mask: None, "nothing written yet"),
         (lambda mask: count_real(mask) // 2, "should get position 1, not 0"),
     ],
 )
@@ -64,6 +64,7 @@ def nearest(table, token_id, count):
 def test_neighbors_accepts_the_right_answer():
     assert "without the token itself" in embeddings.neighbors(nearest)
     assert embeddings.neighbors(lambda table, i, k: nearest(table, i, k).tolist())
+    assert embeddings.neighbors(lambda table, i, k: nearest(table, i, k).astype("uint8"))
 
 
 @pytest.mark.parametrize(
@@ -71,13 +72,17 @@ def test_neighbors_accepts_the_right_answer():
     [
         (lambda table, i, k: np.argsort(-(unit(table) @ unit(table)[i]))[:k], "among its own neighbors"),
         (lambda table, i, k: ranked(table @ table[i], i, k), "by dot product: row 7"),
+        (lambda table, i, k: np.argsort(table @ table[i])[::-1][:k], "by dot product.*among its own"),
+        (lambda table, i, k: np.argsort(table @ table[i])[-k:], "by dot product.*among its own"),
+        (lambda table, i, k: np.argsort(-(table @ table[i]))[1 : k + 1], "by dot product"),
+        (lambda table, i, k: np.argsort(-(unit(table) @ unit(table)[i]))[1 : k + 1], "leave it out by its id"),
         (lambda table, i, k: ranked(-np.linalg.norm(table - table[i], axis=1), i, k), "ranked by distance"),
         (lambda table, i, k: ranked(unit(table, 0) @ unit(table, 0)[i], i, k), "lengths of the columns"),
         (lambda table, i, k: ranked(-(unit(table) @ unit(table)[i]), i, k), "least similar"),
         (lambda table, i, k: nearest(table, i, k)[::-1], "in the wrong order"),
         (lambda table, i, k: nearest(table, 2, k), "is token_id used"),
         (lambda table, i, k: np.sort(unit(table) @ unit(table)[i])[-4:-1], "are they the similarities"),
-        (lambda table, i, k: nearest(table, i, k + 1), "should have shape"),
+        (lambda table, i, k: nearest(table, i, k + 1), "the answer has shape"),
         (lambda table, i, k: np.array([3, 4, 5]), "the nearest rows are"),
     ],
 )
@@ -109,6 +114,8 @@ def half_stale(embedding):
 def test_tied_head_accepts_right_answers():
     assert "also after" in embeddings.tied_head(lambda embedding: lambda hidden: embedding(hidden, reverse=True))
     assert embeddings.tied_head(matmul_head(np.transpose))
+    for dtype in ("float16", "bfloat16"):
+        assert embeddings.tied_head(lambda table, d=dtype: lambda x: ops.cast(table(x, reverse=True), d))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,7 @@ def test_tied_head_accepts_right_answers():
         (matmul_head(lambda table: table.T + 1), "dot product of a hidden state with one row"),
         (overwriting, "changed the embedding table"),
         (half_stale, "not to the new products"),
-        (lambda embedding: lambda hidden: embedding(hidden), "should have shape"),
+        (lambda embedding: lambda hidden: embedding(hidden), "the answer has shape"),
         (lambda embedding: embedding(np.zeros((2, 4, 3)), reverse=True), "should return a function"),
     ],
 )

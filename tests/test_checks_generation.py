@@ -1,5 +1,6 @@
 """The checks of chapter 09 accept right answers and name the misconception behind the usual wrong ones."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -34,7 +35,10 @@ def by_softmax(probabilities, share):
 
 
 def test_min_p_accepts_the_right_function():
-    assert checks.min_p(min_p).startswith("right: 4 distributions")
+    assert checks.min_p(min_p).startswith("right: 5 distributions")
+    assert checks.min_p(lambda p, share: min_p(p, share).tolist())
+    for dtype in ("float16", ml_dtypes.bfloat16):
+        assert checks.min_p(lambda p, share, dtype=dtype: min_p(p, share).astype(dtype))
 
 
 @pytest.mark.parametrize(
@@ -48,8 +52,14 @@ def test_min_p_accepts_the_right_function():
         (by_softmax, "another softmax"),
         (lambda p, share: np.sort(min_p(p, share))[::-1], "the tokens come sorted"),
         (lambda p, share: min_p(p, share)[min_p(p, share) > 0], "stays in its place with probability 0"),
-        (in_place, "changed the array it was given"),
-        (lambda p, share: p, r"must be \[0.0, 0.483"),
+        (in_place, "changed what it was given"),
+        (lambda p, share: p, r"must be \[0.333, 0.289"),
+        (lambda p, share: scaled(np.where(p > share * p.max(), p, 0)), "you compared with >"),
+        (lambda p, share: scaled(np.where(p >= (1 - share) * p.max(), p, 0)), "not by 1 - share"),
+        (lambda p, share: p >= share * p.max(), "these say which tokens stay"),
+        (lambda p, share: p > 0, "True and False where numbers"),
+        (lambda p, share: 1 / 0, "ZeroDivisionError"),
+        (lambda p, share: None, "nothing written yet"),
     ],
 )
 def test_min_p_names_the_mistake(wrong, message):
@@ -83,6 +93,8 @@ def spoils_slot_zero(cache, index, key, value):
 
 def test_write_cache_accepts_the_right_function():
     assert checks.write_cache(write_cache).startswith("right: three rows")
+    for dtype in ("float16", ml_dtypes.bfloat16):
+        assert checks.write_cache(lambda *given, dtype=dtype: write_cache(*given).astype(dtype))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,7 @@ def test_write_cache_accepts_the_right_function():
         (all_rows_at_all_slots, "at the slots of all rows"),
         (spoils_slot_zero, "slots that had to stay changed"),
         (lambda cache, index, key, value: write_cache(cache, index, key[::-1], value), "not with the row's own key"),
-        (write_in_place, "changed the cache it was given"),
+        (write_in_place, "changed what it was given"),
         (lambda cache, index, key, value: np.concatenate([cache, cache[:, :, :1]], axis=2), "which does not grow"),
     ],
 )
@@ -129,7 +141,7 @@ def test_bytes_per_step_accepts_the_right_function():
         (counted(positions=False), "position table is counted whole"),
         (counted(shared=False), "counted once per row"),
         (lambda *case: counted()(*case[:5], 1, case[6]), "each row of the batch has its own"),
-        (counted(cache=0.5), "key and value: one of them is missing"),
+        (counted(cache=0.5), "key and value: one is missing"),
         (counted(depth=False), "the cache of one layer only"),
         (counted(full=True), "the row stands at token `length`"),
         (counted(itemsize=False), "these are numbers, not bytes"),

@@ -35,7 +35,17 @@ def test_combined_accepts_the_right_mask():
         (lambda causal, keys, queries, full: keys & full, "causal mask is missing"),
         (lambda causal, keys, queries, full: causal & keys & (np.arange(6) != 2), "sequence 0, query 2 and key 2"),
         (lambda causal, keys, queries, full: causal, r"has shape \(6, 6\)"),
-        (lambda causal, keys, queries, full: (causal & keys).astype("float32"), "make it boolean"),
+        (
+            lambda causal, keys, queries, full: (causal & keys).astype("float32"),
+            "make it boolean, True for allowed, with",
+        ),
+        (lambda causal, keys, queries, full: np.where(causal & keys, 0, -1e9), "leave the large negative number"),
+        (lambda causal, keys, queries, full: (causal & keys).astype(int), "with .astype.bool.; &, and not"),
+        (lambda causal, keys, queries, full: causal & ~keys, "padding mask is inverted"),
+        (lambda causal, keys, queries, full: np.tril(full, 1) & keys, "one key of the future"),
+        (lambda causal, keys, queries, full: (causal & keys).swapaxes(1, 2), "queries and keys changed places"),
+        (lambda causal, keys, queries, full: None, "nothing written yet"),
+        (lambda causal, keys, queries, full: causal + "a", "your function stopped"),
     ],
 )
 def test_combined_names_the_mistake(wrong, message):
@@ -75,6 +85,19 @@ def test_diagnosis_names_the_confusion(merged, message):
         checks.diagnosis(lambda *map_and_mask: merged.get(diagnose(*map_and_mask), diagnose(*map_and_mask)))
 
 
+def test_diagnosis_wants_a_narrow_tolerance():
+    def diagnose_widely(weights, padding_mask):
+        real_rows = weights[padding_mask]
+        future = (real_rows * np.triu(np.ones(weights.shape), 1)[padding_mask]).sum(-1)
+        on_pads = real_rows[:, ~padding_mask].sum(-1)
+        if future.max() > 0.3 or on_pads.max() > 0.3:
+            return diagnose(weights, padding_mask)
+        return "healthy" if np.allclose(real_rows.sum(-1), 1, atol=0.3) else "mask after softmax"
+
+    with pytest.raises(NotYet, match="your tolerance is too wide"):
+        checks.diagnosis(diagnose_widely)
+
+
 def test_diagnosis_says_that_pad_queries_do_not_matter():
     def judge_all_rows(weights, padding_mask):
         answer = diagnose(weights, padding_mask)
@@ -86,7 +109,7 @@ def test_diagnosis_says_that_pad_queries_do_not_matter():
 
 
 def test_leak_test_accepts_the_reference():
-    assert checks.leak_test(checks._leaks).startswith("right: your test judged 13 black boxes")
+    assert checks.leak_test(checks._leaks).startswith("right: your test judged 15 black boxes")
 
 
 def changes(model, token_ids, padding_mask, steps):
@@ -126,6 +149,21 @@ def changes_last_only(model, token_ids, padding_mask):
     return found
 
 
+def counts_pads_as_future(model, token_ids, padding_mask):
+    real, found = padding_mask.astype(bool), checks._leaks(model, token_ids, padding_mask)
+    for step, change in changes(model, token_ids, padding_mask, range(7)):
+        if ((change > 1e-6) & real)[:, :step].any():
+            found = found | {"future"}
+    return found
+
+
+def test_leak_test_accepts_lists_and_ids_one_higher():
+    assert checks.leak_test(lambda *batch: sorted(checks._leaks(*batch))).startswith("right")
+    model = checks.suspects()["A"]
+    token_ids, padding_mask = np.full((1, 4), model.vocabulary_size - 1), np.ones((1, 4), int)
+    assert np.isfinite(model(token_ids + 1, padding_mask)).all()
+
+
 def mutates(model, token_ids, padding_mask):
     token_ids[:, 0] = 7
     return set()
@@ -141,7 +179,9 @@ def mutates(model, token_ids, padding_mask):
         (compares_itself, "look only at outputs before it"),
         (compares_pads, "so look at real tokens only"),
         (changes_last_only, "needs every token tried"),
-        (mutates, "copy token_ids"),
+        (counts_pads_as_future, "a pad is no future token"),
+        (lambda *batch: checks._leaks(*batch, tolerance=0), "instead of asking for > 0"),
+        (mutates, "changed what it was given"),
         (lambda *batch: "future", "answer with a set"),
     ],
 )

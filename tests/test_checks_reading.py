@@ -21,7 +21,7 @@ def test_previous_token_accepts_the_right_score():
         (lambda weights: weights[1:, 0].mean(), "first column"),
         (lambda weights: np.diagonal(weights, -1), "one number for the whole map"),
         (lambda weights: np.diagonal(weights, -2).mean(), "on a map of 3 tokens the score is"),
-        (lambda weights: weights.fill(0.0), "changed the map"),
+        (lambda weights: weights.fill(0.0), "changed what it was given"),
     ],
 )
 def test_previous_token_names_the_mistake(wrong, message):
@@ -66,7 +66,7 @@ def test_without_first_accepts_the_right_map():
         (lambda weights: weights, "first column must be 0"),
         (first_row_kept, "its row is 0"),
         (lambda weights: normalized(hide(weights) ** 2), "its largest weight is"),
-        (in_place, "changed the map"),
+        (in_place, "changed what it was given"),
     ],
 )
 def test_without_first_names_the_mistake(wrong, message):
@@ -134,7 +134,7 @@ def test_mean_to_first_accepts_the_right_mean():
         (divided_by_everything, "size of the array"),
         (lambda *batch: 0.123, "the mean is"),
         (lambda *batch: parts(*batch)[0].mean(axis=1), "one number for the whole batch"),
-        (masks_in_place, "changed the arrays"),
+        (masks_in_place, "changed what"),
     ],
 )
 def test_mean_to_first_names_the_mistake(wrong, message):

@@ -32,6 +32,12 @@ def merge_step(counts, weighted=True, overlap=False, first_only=False):
     return best, merged
 
 
+def in_joined_text(counts):
+    best, _ = merge_step(counts)
+    pair, joined = " ".join(best), "".join(best)
+    return best, {tuple(" ".join(word).replace(pair, joined).split()): times for word, times in counts.items()}
+
+
 def test_merge_step_accepts_the_right_answer():
     assert "weighted" in tokens.merge_step(merge_step)
 
@@ -43,6 +49,9 @@ def test_merge_step_accepts_the_right_answer():
         (lambda counts: merge_step(counts, first_only=True), "only the first occurrence"),
         (lambda counts: merge_step(counts, overlap=True), "used twice|no longer spell"),
         (lambda counts: merge_step(counts)[1], "return two things"),
+        (in_joined_text, "compare whole pieces"),
+        (lambda counts: ("".join(merge_step(counts)[0]), merge_step(counts)[1]), "tuple of its two pieces"),
+        (lambda counts: None, "nothing written yet"),
         (lambda counts: (merge_step(counts)[0], {("".join(w),): n for w, n in counts.items()}), "should be"),
         (lambda counts: (merge_step(counts)[0], {"".join(w): n for w, n in counts.items()}), "tuples of pieces"),
     ],
@@ -57,6 +66,12 @@ def tokenizer():
     return optbook.tokenizer("opt")
 
 
+def broken_halves(tokenizer):
+    """Two lists of ids that decode to two replacement characters each: bytes C3 C3, and C3 C2."""
+    first, second = (tokenizer.token_to_id(piece) for piece in "ÃÂ")  # how GPT-2 writes these two bytes
+    return [first, first], [first, second]
+
+
 def test_two_spellings(tokenizer):
     house = [tokenizer.token_to_id("Ġ"), tokenizer.token_to_id("house")]
     assert "one text" in tokens.two_spellings(tokenizer, tokenizer(" house"), house)
@@ -66,6 +81,10 @@ def test_two_spellings(tokenizer):
         ([790], [2, 790], "special"),
         ([790], [793], "different texts"),
         ([790, 790], [790], "different texts"),
+        ([60_000], [790], "there is no token"),
+        ([-1], [790], "there is no token"),
+        (None, [790], "nothing written yet"),
+        (*broken_halves(tokenizer), "use whole characters"),
     ]:
         with pytest.raises(NotYet, match=message):
             tokens.two_spellings(tokenizer, first, second)
@@ -111,8 +130,11 @@ def test_streaming_names_the_mistake(wrong, message):
 
 
 def test_padded_batch_accepts_the_right_answer():
-    assert "padded batch" in tokens.padded_batch(lambda rows, length: tokens._batch())
-    assert "padded batch" in tokens.padded_batch(lambda rows, length: (tokens._batch()[0], tokens._batch()[1] == 1))
+    assert "padded batch" in tokens.padded_batch(lambda rows, length: tokens._batch(length))
+    assert "padded batch" in tokens.padded_batch(
+        lambda rows, length: (tokens._batch(length)[0], tokens._batch(length)[1] == 1)
+    )
+    assert "padded batch" in tokens.padded_batch(lambda rows, length: [x.tolist() for x in tokens._batch(length)])
 
 
 def _with_mask(change):
@@ -144,6 +166,9 @@ def _start_not_counted(mask):
         (_with_mask(lambda mask: 1 - mask), "inverted"),
         (_with_mask(_start_not_counted), "start token is a real token"),
         (_with_mask(np.ones_like), "padding_mask should be"),
+        (lambda rows, length: tokens._batch(min(length, 9)), "even if it is longer than every row"),
+        (lambda rows, length: tokens._batch(), "even if it is longer than every row"),
+        (lambda rows, length: None, "nothing written yet"),
     ],
 )
 def test_padded_batch_names_the_mistake(wrong, message):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -46,6 +48,23 @@ def not_normalized(logits, token_ids, mask):
     return mean(-np.take_along_axis(logits[:, :-1], token_ids[:, 1:, None], axis=-1)[..., 0], mask[:, 1:])
 
 
+def by_exponentials(logits, token_ids, mask):
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    picked = np.take_along_axis(probabilities[:, :-1], token_ids[:, 1:, None], axis=-1)[..., 0]
+    return mean(-np.log(picked), mask[:, 1:])
+
+
+def from_probabilities(logits, token_ids, mask):
+    losses = keras.losses.sparse_categorical_crossentropy(token_ids[:, 1:], logits[:, :-1])
+    return mean(np.asarray(losses), mask[:, 1:])
+
+
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16, "float64", "O"])
+def test_next_token_loss_accepts_other_numbers(dtype):
+    short = np.dtype(dtype).type if dtype != "O" else float
+    assert checks.next_token_loss(lambda *batch: short(next_token_loss(*batch))).startswith("right")
+
+
 def test_next_token_loss_accepts_the_right_function():
     assert checks.next_token_loss(next_token_loss).startswith("right: two batches")
 
@@ -66,9 +85,14 @@ def test_next_token_loss_accepts_the_right_function():
         (lambda *batch: np.exp(next_token_loss(*batch)), "this is the perplexity"),
         (lambda z, ids, mask: -np.log(mean(np.exp(-losses_of(z, ids)), mask[:, 1:])), "before the logarithm"),
         (not_normalized, "have not been normalized"),
-        (in_place, "changed the logits"),
+        (in_place, "changed what it was given"),
         (lambda z, ids, mask: losses_of(z, ids), "a loss is one number"),
         (lambda z, ids, mask: 7.0, "but your function says 7.0000"),
+        (by_exponentials, "the exponential of large ones overflows"),
+        (from_probabilities, "tell Keras from_logits=True"),
+        (lambda z, ids, mask: (losses_of(z, ids) * mask[:, 1:]).sum() / mask.sum(), "divided by mask.sum"),
+        (lambda z, ids, mask: None, "nothing written yet"),
+        (lambda z, ids, mask: mean(losses_of(z, ids), mask), "stopped in the line"),
     ],
 )
 def test_next_token_loss_names_the_mistake(wrong, message):
@@ -95,7 +119,7 @@ def test_perplexity_accepts_the_right_function():
         (lambda losses, real: np.exp(-losses[real].mean()), "one over the perplexity"),
         (lambda losses, real: losses[real].mean(), "this is the mean loss"),
         (lambda losses, real: np.mean([np.exp(x[r].mean()) for x, r in zip(losses, real)]), "rows' perplexities"),
-        (lambda losses, real: np.exp(losses), "is one number"),
+        (lambda losses, real: np.exp(losses), "perplexity is one number"),
         (lambda losses, real: 7.0, "but your function says 7.0000"),
     ],
 )

@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from optbook.checks._core import require
+from optbook.checks._core import ask, compare, numbers, require, rounding
 
 BATCH, LENGTH, NUM_HEADS, HEAD_DIM = 2, 6, 3, 4  # all different, so that a shape tells which axis is where
 HIDDEN_DIM = NUM_HEADS * HEAD_DIM
-
-
-# === Exercise 1 ===
 
 
 def split_and_merge(split, merge):
@@ -18,8 +15,8 @@ def split_and_merge(split, merge):
     transpose, features dealt out one by one, heads added in place of joined.
     """
     x = np.random.default_rng(3).normal(size=(BATCH, LENGTH, HIDDEN_DIM)).astype("float32")
-    right = _split(x)
-    heads = _array(split(x, NUM_HEADS))
+    right = _split(x, NUM_HEADS)
+    heads = numbers(ask(split, x, NUM_HEADS))
     wrong_shapes = {
         (BATCH, LENGTH, NUM_HEADS, HEAD_DIM): "heads still stand behind tokens: swap axes 1 and 2 after the reshape",
         (BATCH, LENGTH, HEAD_DIM, NUM_HEADS): "heads come last: reshape to (…, num_heads, head_dim), then swap axes",
@@ -29,7 +26,6 @@ def split_and_merge(split, merge):
         ),
         (BATCH, NUM_HEADS, LENGTH, HIDDEN_DIM): "you gave each head all features: a head has head_dim of them",
     }
-    _shape("split", heads, right.shape, wrong_shapes)
     batch_of_heads = x.reshape(NUM_HEADS, BATCH, LENGTH, HEAD_DIM).swapaxes(0, 1)
     mistakes = {
         "you reshaped without a transpose: the first rows of head 0 are pieces of token 0, and head 0 never sees the "
@@ -45,17 +41,15 @@ def split_and_merge(split, merge):
         ),
         "the heads are in reverse order": right[:, ::-1],
     }
-    undone = _shaped_like(merge, heads, x)
-    hidden = "; your merge undoes it, so a round trip does not show it" if undone else ""
-    _compare(heads, right, {mistake + hidden: wrong for mistake, wrong in mistakes.items()}, "split")
+    hidden = "; your merge undoes it, so a round trip does not show it" if _undoes(merge, heads, x) else ""
+    named = {mistake + hidden: wrong for mistake, wrong in mistakes.items()}
+    compare(heads, right, named, name="split", shapes=wrong_shapes)
 
-    joined = _array(merge(right))
     wrong_shapes = {
         (BATCH, LENGTH, HEAD_DIM): "you added or averaged the heads: they are joined, num_heads · head_dim features",
         (BATCH, LENGTH, NUM_HEADS, HEAD_DIM): "the last two axes are still apart: join them with a reshape",
         (BATCH, NUM_HEADS * LENGTH, HEAD_DIM): "you joined heads and tokens: join heads and features",
     }
-    _shape("merge", joined, x.shape, wrong_shapes)
     mistakes = {
         "merge reshapes without a transpose: the first row of its output holds three tokens of head 0, not three heads "
         "of token 0; swap axes 1 and 2 first": right.reshape(x.shape),
@@ -63,23 +57,26 @@ def split_and_merge(split, merge):
             right.transpose(0, 2, 3, 1).reshape(x.shape)
         ),
     }
-    _compare(joined, x, mistakes, "merge")
+    compare(ask(merge, right), x, mistakes, name="merge", shapes=wrong_shapes)
+
+    other = _split(x, 2)
+    fixed = {None: "right for 3 heads only: take their number from the arguments, and write no size of the check down"}
+    hints = {"": "; " + fixed[None]}
+    compare(ask(split, x, 2, hints=hints), other, name="split into 2 heads", shapes=fixed)
+    compare(ask(merge, other, hints=hints), x, name="merge of 2 heads", shapes=fixed)
     return f"right: {NUM_HEADS} heads split off and joined again, every number in its place"
 
 
-def _split(x):
-    return x.reshape(BATCH, LENGTH, NUM_HEADS, HEAD_DIM).swapaxes(1, 2)
+def _split(x, num_heads):
+    return x.reshape(BATCH, LENGTH, num_heads, -1).swapaxes(1, 2)
 
 
-def _shaped_like(merge, heads, x):
+def _undoes(merge, heads, x):
     try:
-        joined = np.asarray(merge(heads))
+        compare(merge(heads.copy()), x)
     except Exception:  # the reader's function may fail in any way; this only chooses the words of another message
         return False
-    return joined.shape == x.shape and np.allclose(joined, x)
-
-
-# === Exercise 2 ===
+    return True
 
 
 def attention_weights(function):
@@ -94,14 +91,14 @@ def attention_weights(function):
     key = random.normal(0.0, 1.5, (BATCH, NUM_HEADS, keys, HEAD_DIM)).astype("float32")
     scores = np.einsum("bnth,bnsh->bnts", query, key)
     root = np.sqrt(HEAD_DIM)
-    right = _softmax(scores / root)
-    weights = _array(function(query, key))
+    transposed = "; the last two axes of key must change places, np.swapaxes(key, -1, -2): .T turns all four round"
+    hints = dict.fromkeys(("matmul", "dot_general", "contract", "broadcast"), transposed)
+    weights = numbers(ask(function, query, key, hints=hints))
     wrong_shapes = {
         (BATCH, NUM_HEADS, keys, queries): "you have keys down and queries across: a row is a query, QKᵀ and not KQᵀ",
         (BATCH, NUM_HEADS, HEAD_DIM, HEAD_DIM): "you multiplied over the tokens: a score sums over head_dim",
         (BATCH, queries, keys): "the heads were added up: every head has its own scores",
     }
-    _shape("the result", weights, right.shape, wrong_shapes)
     scales = {
         "there is no scale": 1.0,
         "you divided by head_dim: the spread of the scores grows with its square root": HEAD_DIM,
@@ -133,24 +130,29 @@ def attention_weights(function):
         "you took the exponential but did not divide by its sum: rows must sum to 1": np.exp(scores / root),
     }
     mistakes |= {mistake: _softmax(scores / scale) for mistake, scale in scales.items()}
-    _compare(weights, right, mistakes, "weights")
+    masked = "you masked the future: here no mask was given, so every query sees every key"
+    for first, from_end in ((0, ""), (keys - queries, ", counted from the last")):
+        future = np.triu(np.ones((queries, keys), bool), first + 1)
+        mistakes[masked + from_end] = _softmax(np.where(future, -1e30, scores / root))
+    compare(weights, _softmax(scores / root), mistakes, name="weights", shapes=wrong_shapes)
 
-    with np.errstate(all="ignore"):
-        large = _array(function(query * 50, key * 50))
-    require(
-        np.isfinite(large).all(),
-        "right for small scores, but large ones overflow the exponential: subtract each row's maximum first.",
-    )
-    _compare(large, _softmax(scores * 2500 / root), {}, "weights of large scores")
+    wide = random.normal(0.0, 1.5, (2, BATCH, NUM_HEADS, LENGTH, 9)).astype("float32")
+    scores_of_nine = np.einsum("bnth,bnsh->bnts", *wide)
+    fixed = "you divided by 2, right for a head_dim of 4 only: take head_dim from the last axis of the arguments"
+    fixed = {fixed: _softmax(scores_of_nine / 2)}
+    compare(ask(function, *wide, hints=hints), _softmax(scores_of_nine / 3), fixed, name="weights at head_dim 9")
+
+    large = numbers(ask(function, query * 20, key * 20))  # beyond the exponential, and yet finite in float16
+    overflow = "right for small scores, but large ones overflow the exponential: subtract each row's maximum first."
+    require(np.isfinite(large.astype("float64")).all(), overflow)
+    if rounding(large) < 1e-5:
+        compare(large, _softmax(scores * 400 / root), tolerance=1e-3, name="weights of large scores")
     return "right: products scaled by 1/√head_dim, a softmax over the keys, finite for large scores too"
 
 
 def _softmax(scores, axis=-1):
     exponentials = np.exp(scores - scores.max(axis, keepdims=True))
     return exponentials / exponentials.sum(axis, keepdims=True)
-
-
-# === Exercise 3 ===
 
 
 def multiply_adds(function):
@@ -163,7 +165,7 @@ def multiply_adds(function):
     length, width, heads = (np.array(column, dtype="int64") for column in zip(*cases))
     projections, pairs = 4 * length * width**2, 2 * length**2 * width
     right = projections + pairs
-    answers = np.array([int(function(*case)) for case in cases], dtype="int64")
+    answers = numbers([ask(function, *case) for case in cases])
     mistakes = {
         "the output projection is missing: query, key, value and output make four": pairs + 3 * length * width**2,
         "one of the two products over pairs is missing: scores are one, weights times values the other": (
@@ -191,38 +193,11 @@ def multiply_adds(function):
             projections + 2 * length * width
         ),
     }
-    for mistake, wrong in mistakes.items():
-        require(not np.array_equal(answers, wrong), f"{mistake}.")
-    for case, answer, expected in zip(cases, answers, right):
+
+    def otherwise(answers):
+        case, answer, expected = next(row for row in zip(cases, answers, right) if row[1] != row[2])
         arguments = "length {}, hidden_dim {}, num_heads {}".format(*case)
-        require(answer == expected, f"for {arguments} there are {expected} multiply-adds, not {answer}.")
+        return f"for {arguments} there are {expected} multiply-adds, not {answer:.15g}."
+
+    compare(answers, right, mistakes, otherwise=otherwise)
     return "right: a part that grows with the length, a part that grows with its square, and no part for the heads"
-
-
-# === What the checks share ===
-
-
-def _array(result):
-    require(result is not None, "your function returned nothing: the last line should be a return.")
-    return np.asarray(result)
-
-
-def _shape(name, array, shape, wrong_shapes):
-    hint = wrong_shapes.get(array.shape)
-    require(
-        array.shape == shape,
-        f"{name} has shape {array.shape}, not {shape}" + (f": {hint}." if hint else "."),
-    )
-
-
-def _compare(array, right, mistakes, name):
-    if np.allclose(array, right, rtol=1e-4, atol=1e-5):
-        return
-    for mistake, wrong in mistakes.items():
-        require(not np.allclose(array, wrong, rtol=1e-4, atol=1e-5), f"{mistake}.")
-    where = np.unravel_index(np.abs(array - right).argmax(), right.shape)
-    require(
-        False,
-        f"{name}: wrong at {tuple(map(int, where))}, where {float(right[where]):.3g} should be and "
-        f"{float(array[where]):.3g} is.",
-    )

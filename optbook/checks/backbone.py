@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from optbook import masks
 from optbook.backbone import OPTBackbone
-from optbook.checks._core import NotYet, require
+from optbook.checks._core import ask, compare, numbers, require, verdict
 from optbook.layers import LAYER_NORM_EPSILON, DecoderLayer, TokenAndPositionEmbedding
 
 SIZES = dict(vocabulary_size=61, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20, max_sequence_length=16)
@@ -35,21 +35,11 @@ def _values(model):
     return [np.asarray(weight.value) for weight in model.weights]
 
 
-def _close(ours, theirs):
-    return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max())
-
-
 def rebuild(function):
-    """Checks a function that takes an OPTBackbone and returns an independent copy of it.
-
-    Parameters
-    ----------
-    function : callable
-        From backbone to a new backbone of the same config, with the same weights in variables of its own.
-    """
+    """Checks ``function(backbone) -> backbone``: a copy of the same config, its weights in variables of its own."""
     original = _randomize(OPTBackbone(**SIZES, dropout=0.25, positions_from_mask=True, dtype="bfloat16"), seed=0)
     before = _values(original)
-    copy = function(original)
+    copy = ask(function, original)
     require(copy is not original, "you returned the very same object: whoever trains the copy trains the original too.")
     require(isinstance(copy, keras.Model), f"your function returned {type(copy).__name__}, not a backbone.")
     require(
@@ -72,17 +62,19 @@ def rebuild(function):
     require(any(same), "the copy has fresh random weights: a config holds sizes and no weights; copy these too.")
     missed = [weight.path for is_same, weight in zip(same, copy.weights) if not is_same]
     require(not missed, f"{len(missed)} of {len(same)} arrays were not copied, the first of them {missed[:1]}.")
+    shared = {id(weight.value) for weight in copy.weights} & {id(weight.value) for weight in original.weights}
+    require(
+        not shared,
+        f"{len(shared)} of {len(same)} variables of the copy hold the original's own arrays: the first training step "
+        "of one deletes them under the other; assign NumPy copies, as get_weights() gives.",
+    )
     return f"right: the same config, equal values in {len(same)} arrays, and none of them shared"
 
 
 def logit_lens(function):
-    """Checks a function that reads logits off every layer.
+    """Checks ``function(backbone, inputs)``: logits of shape (num_layers + 1, batch, T, vocabulary_size).
 
-    Parameters
-    ----------
-    function : callable
-        From (backbone, inputs) to logits of shape (num_layers + 1, batch, T, vocabulary_size): the embeddings first,
-        then the output of each layer, each through the final norm and the tied head.
+    The embeddings come first, then the output of each layer, each through the final norm and the tied head.
     """
     backbone, inputs = _randomize(OPTBackbone(**SIZES), seed=1), _inputs()
 
@@ -99,54 +91,39 @@ def logit_lens(function):
 
     norm, every = backbone.layer_norm, states(inputs["padding_mask"])
     right = read(every, norm)
-    got = function(backbone, inputs)
-    got = (
-        np.stack([ops.convert_to_numpy(one) for one in got])
-        if isinstance(got, list | tuple)
-        else ops.convert_to_numpy(got)
-    )
-    if got.shape[:1] == (SIZES["num_layers"],) and got.shape[1:] == right.shape[1:]:
-        require(
-            not _close(got, right[1:]), "the embeddings are missing: the lens also reads what enters the first layer."
+    got = numbers(ask(function, backbone, inputs))
+    shapes = {None: "(L + 1, batch, T, V)", right.shape[:-1]: "you returned one id for each token: return the logits"}
+    if got.shape == right[1:].shape:
+        first_missing = np.abs(got - right[1:]).max() < np.abs(got - right[:-1]).max()
+        shapes[got.shape] = (
+            "the embeddings are missing: the lens also reads what enters the first layer"
+            if first_missing
+            else "the last layer's output is missing: L layers have L + 1 states between them"
         )
-        require(
-            not _close(got, right[:-1]), "the last layer's output is missing: L layers have L + 1 states between them."
-        )
-    require(
-        got.shape[-1:] != (SIZES["hidden_dim"],),
-        "you returned hidden states: the lens is the tied head, token_embedding(…, reverse=True), on each of them.",
-    )
-    require(
-        got.shape != right.shape[:-1],
-        "you returned one id for each token: return the logits and leave the argmax to the reader.",
-    )
-    require(
-        got.shape == right.shape,
-        f"the logits have shape {got.shape} where {right.shape} is wanted: (L + 1, batch, T, V).",
-    )
-    if _close(got, right):
-        return f"right: {len(right)} readings of every token, the last of them the model's own logits"
+    lens = "you returned hidden states: the lens is the tied head, token_embedding(…, reverse=True), on each of them."
+    require(got.shape[-1:] != (SIZES["hidden_dim"],), lens)
     plain = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON)
     unmasked = read(states(np.ones_like(inputs["padding_mask"])), norm)
     twice = np.concatenate([right[:-1], read([norm(every[-1])], norm)])
     probabilities, last_only = ops.convert_to_numpy(ops.softmax(right)), np.concatenate([read(every[:-1]), right[-1:]])
     mistakes = {
-        "the final norm is missing: the head was trained to read normalized states, and these are not.": read(every),
-        "only the last state went through the final norm: every state must, for the head to read it.": last_only,
-        "the last state was normalized twice: what backbone(inputs) returns is already after the final norm.": twice,
-        "these are normalized without the final norm's own gamma and beta: use backbone.layer_norm.": read(
-            every, plain
-        ),
-        "the padding mask did not reach the layers: real tokens attended to padding.": unmasked,
-        "these are probabilities: return the logits, before the softmax.": probabilities,
-        "these are log-probabilities: return the logits as the head gives them.": np.log(probabilities),
+        "the final norm is missing: the head was trained to read normalized states, and these are not": read(every),
+        "only the last state went through the final norm: every state must, for the head to read it": last_only,
+        "the last state was normalized twice: what backbone(inputs) returns is already after the final norm": twice,
+        "these are normalized without the final norm's own gamma and beta: use backbone.layer_norm": read(every, plain),
+        "the padding mask did not reach the layers: real tokens attended to padding": unmasked,
+        "these are probabilities: return the logits, before the softmax": probabilities,
+        "these are log-probabilities: return the logits as the head gives them": np.log(probabilities),
     }
-    for message, wrong in mistakes.items():
-        require(not _close(got, wrong), message)
-    first = next(index for index in range(len(right)) if not _close(got[index], right[index]))
-    raise NotYet(
-        f"reading {first} of 0 … {len(right) - 1} differs: it is the state after {first} layers, then norm and head."
-    )
+
+    def otherwise(got):
+        gaps = np.abs(got - right).max(axis=(1, 2, 3))
+        first = int(np.argmax(gaps > 1e-3 * np.abs(right).max()))
+        is_what = f"it is the state after {first} layers, then norm and head."
+        return f"reading {first} of 0 … {len(right) - 1} differs: {is_what}"
+
+    compare(got, right, mistakes, name="the result", shapes=shapes, tolerance=1e-3, otherwise=otherwise)
+    return f"right: {len(right)} readings of every token, the last of them the model's own logits"
 
 
 class _SuspectLayer(DecoderLayer):
@@ -230,20 +207,10 @@ CLUES = {
 
 
 def diagnose(function):
-    """Checks a function that says in which way a model differs from OPT, on five models made for this call.
-
-    Parameters
-    ----------
-    function : callable
-        From (suspect, reference), two models from inputs to logits, to one of `VERDICTS`.
-    """
+    """Checks ``function(suspect, reference) -> str``, one of `VERDICTS`, on five models from inputs to logits."""
     order = np.random.default_rng(SEED).permutation(len(VERDICTS))
     reference, models = suspects(SEED)
     for suspect, index in zip(models.values(), order):
-        truth, verdict = VERDICTS[index], function(suspect, reference)
-        require(
-            verdict in VERDICTS,
-            f"your function answered {verdict!r}; the answers to choose from are {', '.join(VERDICTS)}.",
-        )
-        require(verdict == truth, f"one model was taken for '{verdict}', which it is not: {CLUES[truth]}.")
+        truth, answer = VERDICTS[index], verdict(function, VERDICTS, suspect, reference)
+        require(answer == truth, f"one model was taken for '{answer}', which it is not: {CLUES[truth]}.")
     return f"right: {len(VERDICTS)} models, each named for what it is"

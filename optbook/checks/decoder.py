@@ -3,10 +3,11 @@
 import numpy as np
 
 from optbook import layers, masks
-from optbook.checks._core import NotYet, require
+from optbook.checks._core import ask, compare, require
 
 EPSILON = layers.LAYER_NORM_EPSILON
 PADDING = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])  # of the batch that `layer` and `post_norm` try
+_KEPT = {None: "the shape of the input is kept"}
 
 
 def layer_norm(function):
@@ -24,31 +25,28 @@ def layer_norm(function):
         variance = x.var(axis, keepdims=True, ddof=ddof)
         return (x - mean * center) / (np.sqrt(variance + inside) ** power + outside)
 
+    def told(**changes):
+        return normalized(**changes) * gamma + beta
+
     right = normalized()
     root_mean_square = np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON)
     mistakes = {
-        "you normalized over the tokens, so each feature has mean 0: LayerNorm gives each token mean 0, over axis -1": (
-            normalized(axis=1) * gamma + beta
+        "you normalized over the tokens, so each feature has mean 0: each token must have it, over axis -1": told(
+            axis=1
         ),
-        "you normalized over tokens and features together: each token has its own mean and variance, over axis -1": (
-            normalized(axis=(1, 2)) * gamma + beta
-        ),
-        "you normalized over the whole batch at once: each token has its own mean and variance, over axis -1": (
-            normalized(axis=None) * gamma + beta
-        ),
+        "you normalized tokens and features together: each token has its own mean, over axis -1": told(axis=(1, 2)),
+        "you normalized over the whole batch at once: each token has its own mean, over axis -1": told(axis=None),
+        "you normalized each feature over the batch, as BatchNorm does: use axis -1": told(axis=0),
+        "you normalized each feature over batch and tokens, as BatchNorm does: use axis -1": told(axis=(0, 1)),
         "your epsilon stands outside the root: it belongs to the variance, sqrt(variance + epsilon)": (
-            normalized(inside=0.0, outside=EPSILON) * gamma + beta
+            told(inside=0.0, outside=EPSILON)
         ),
-        "your epsilon is missing, or so small that it does nothing: OPT's is 1e-5, inside the root": (
-            normalized(inside=1e-12) * gamma + beta
-        ),
-        "your epsilon is 1e-3, Keras's default: OPT's is 1e-5": normalized(inside=1e-3) * gamma + beta,
-        "your variance divides by hidden_dim - 1, as a sample's does: LayerNorm divides by hidden_dim": (
-            normalized(ddof=1) * gamma + beta
-        ),
-        "you divided by the variance: divide by its square root": normalized(power=2.0) * gamma + beta,
-        "you multiplied by the root in place of dividing by it": normalized(power=-1.0) * gamma + beta,
-        "you divided by the spread without first subtracting the mean": normalized(center=False) * gamma + beta,
+        "your epsilon is missing, or so small that it does nothing: OPT's is 1e-5, inside the root": told(inside=1e-12),
+        "your epsilon is 1e-3, Keras's default: OPT's is 1e-5": told(inside=1e-3),
+        "your variance divides by hidden_dim - 1, as a sample's does: LayerNorm divides by hidden_dim": told(ddof=1),
+        "you divided by the variance: divide by its square root": told(power=2.0),
+        "you multiplied by the root in place of dividing by it": told(power=-1.0),
+        "you divided by the spread without first subtracting the mean": told(center=False),
         "you divided by the root mean square, which is RMSNorm: LayerNorm subtracts the mean first": (
             x / root_mean_square * gamma + beta
         ),
@@ -56,8 +54,11 @@ def layer_norm(function):
         "beta is missing: it is added at the end": right * gamma,
         "gamma is missing: the normalized vector is multiplied by it before beta is added": right + beta,
         "you added beta before multiplying by gamma: multiply first": (right + beta) * gamma,
+        "gamma and beta changed places: gamma multiplies, then beta is added": right * beta + gamma,
     }
-    _compare(_run(function, x, gamma, beta), right * gamma + beta, mistakes)
+    hints = {"broadcast": " (did you forget keepdims=True?)", "ncompatible": " (did you forget keepdims=True?)"}
+    answer = ask(function, x, gamma, beta, hints=hints)
+    compare(answer, right * gamma + beta, mistakes, tolerance=2e-5, shapes=_KEPT)
     return "right: every token by itself, over its features, epsilon inside the root, then gamma and beta"
 
 
@@ -67,14 +68,10 @@ def layer(function):
     Raises `NotYet` naming the mistake: a norm or a residual in another place or left out, the mask forgotten.
     """
     parts, x, mask = _random_layer()
-    norm_1, norm_2, attend, feed_forward = _functions(parts, mask)
-    after_attention = x + attend(norm_1(x))
-    only_attended = attend(norm_1(x))
-    from_normalized = norm_1(x) + attend(norm_1(x))
-    swapped = x + attend(norm_2(x))
-    first_without = x + attend(x)
-    blind = x + _functions(parts, None)[2](norm_1(x))
-    fed_first = x + feed_forward(norm_2(x))
+    n1, n2, attend, feed = _functions(parts, mask)
+    seen, unnormalized, swapped, fed = x + attend(n1(x)), x + attend(x), x + attend(n2(x)), x + feed(n2(x))
+    from_n1 = n1(x) + attend(n1(x))
+    blind = x + _functions(parts, None)[2](n1(x))
     mistakes = {
         "this is post-norm: you normalized after the addition; OPT normalizes what a sublayer reads, before it": (
             _post_norm(x, parts, mask)
@@ -83,42 +80,25 @@ def layer(function):
             _residual_after_norm(x, parts, mask)
         ),
         "your residual was taken from the normalized input, in both sublayers: add to the stream itself": (
-            norm_2(from_normalized) + feed_forward(norm_2(from_normalized))
+            n2(from_n1) + feed(n2(from_n1))
         ),
-        "your first residual was taken from the normalized input: add what attention writes to x itself": (
-            from_normalized + feed_forward(norm_2(from_normalized))
-        ),
-        "your second residual was taken from the normalized input: add to the stream, not to what feed-forward reads": (
-            norm_2(after_attention) + feed_forward(norm_2(after_attention))
-        ),
-        "both residuals are missing: a sublayer's output is added to the stream, it does not replace it": (
-            feed_forward(norm_2(only_attended))
-        ),
-        "the residual around attention is missing: add x to what attention writes": (
-            only_attended + feed_forward(norm_2(only_attended))
-        ),
-        "the residual around feed-forward is missing: add the stream to what it writes": (
-            feed_forward(norm_2(after_attention))
-        ),
-        "your second residual is the layer's input, so what attention wrote is lost: add to the stream after it": (
-            x + feed_forward(norm_2(after_attention))
-        ),
-        "your feed-forward reads the layer's input: it reads the stream after attention has been added": (
-            after_attention + feed_forward(norm_2(x))
-        ),
-        "the feed-forward sublayer is missing: the layer stops after attention": after_attention,
-        "both norms are missing: each sublayer reads a normalized stream": first_without + feed_forward(first_without),
-        "the norm before attention is missing": first_without + feed_forward(norm_2(first_without)),
-        "the norm before feed-forward is missing": after_attention + feed_forward(after_attention),
-        "the two norms are swapped: each has its own gamma and beta": swapped + feed_forward(norm_1(swapped)),
-        "you used self_attention_layer_norm twice: feed-forward has a norm of its own": (
-            after_attention + feed_forward(norm_1(after_attention))
-        ),
-        "the order is turned round: attention comes first, feed-forward second": fed_first + attend(norm_1(fed_first)),
-        "the mask was forgotten, so padding is read: attention needs it as attention_mask=mask": blind
-        + feed_forward(norm_2(blind)),
+        "your first residual was taken from the normalized input: add to x itself": from_n1 + feed(n2(from_n1)),
+        "your second residual was taken from the normalized input: add to the stream": n2(seen) + feed(n2(seen)),
+        "both residuals are missing: what a sublayer writes is added to the stream": feed(n2(attend(n1(x)))),
+        "the residual around attention is missing: add x": attend(n1(x)) + feed(n2(attend(n1(x)))),
+        "the residual around feed-forward is missing: add the stream to what it writes": feed(n2(seen)),
+        "your second residual is the layer's input, so what attention wrote is lost": x + feed(n2(seen)),
+        "your feed-forward reads the layer's input: it reads the stream after attention": seen + feed(n2(x)),
+        "the feed-forward sublayer is missing: the layer stops after attention": seen,
+        "both norms are missing: each sublayer reads a normalized stream": unnormalized + feed(unnormalized),
+        "the norm before attention is missing": unnormalized + feed(n2(unnormalized)),
+        "the norm before feed-forward is missing": seen + feed(seen),
+        "the two norms are swapped: each has its own gamma and beta": swapped + feed(n1(swapped)),
+        "you used self_attention_layer_norm twice: feed-forward has a norm of its own": seen + feed(n1(seen)),
+        "the order is turned round: attention comes first, feed-forward second": fed + attend(n1(fed)),
+        "the mask was forgotten, so padding is read: attention_mask=mask": blind + feed(n2(blind)),
     }
-    _compare(_run(function, x, parts, mask), _pre_norm(x, parts, mask), mistakes)
+    compare(ask(function, x, parts, mask), _pre_norm(x, parts, mask), mistakes, tolerance=2e-5, shapes=_KEPT)
     return "right: norm, attention, add; norm, feed-forward, add"
 
 
@@ -128,12 +108,9 @@ def post_norm(function):
     Raises `NotYet` naming the mistake: still pre-norm, a norm or a residual in another place or left out.
     """
     parts, x, mask = _random_layer()
-    norm_1, norm_2, attend, feed_forward = _functions(parts, mask)
-    middle = norm_1(x + attend(x))
-    unnormalized = x + attend(x)
-    both = norm_1(x + attend(norm_1(x)))
-    swapped = norm_2(x + attend(x))
-    blind = norm_1(x + _functions(parts, None)[2](x))
+    n1, n2, attend, feed = _functions(parts, mask)
+    total, seen, swapped = x + attend(x), n1(x + attend(x)), n2(x + attend(x))
+    both, blind = n1(x + attend(n1(x))), n1(x + _functions(parts, None)[2](x))
     mistakes = {
         "this is still pre-norm: each sublayer reads the stream as it is, and the sum is normalized": (
             _pre_norm(x, parts, mask)
@@ -141,34 +118,18 @@ def post_norm(function):
         "the residual was added after the norm: post-norm adds first and normalizes the sum": (
             _residual_after_norm(x, parts, mask)
         ),
-        "both norms are missing: normalize each sum": unnormalized + feed_forward(unnormalized),
-        "the norm after attention is missing: post-norm normalizes twice, once after each addition": (
-            norm_2(unnormalized + feed_forward(unnormalized))
-        ),
-        "the norm after feed-forward is missing: post-norm normalizes twice, once after each addition": (
-            middle + feed_forward(middle)
-        ),
-        "you normalized before the sublayers and after them: post-norm's sublayers read the stream as it is": (
-            norm_2(both + feed_forward(norm_2(both)))
-        ),
-        "your second residual is the layer's input: it is the stream after the first norm": (
-            norm_2(x + feed_forward(middle))
-        ),
-        "your second residual was taken before the first norm: after it, the normalized stream is the stream": (
-            norm_2(unnormalized + feed_forward(middle))
-        ),
-        "both residuals are missing: a sublayer's output is added to the stream, it does not replace it": (
-            norm_2(feed_forward(norm_1(attend(x))))
-        ),
-        "the two norms are swapped: each has its own gamma and beta": norm_1(swapped + feed_forward(swapped)),
-        "you used self_attention_layer_norm twice: feed-forward has a norm of its own": (
-            norm_1(middle + feed_forward(middle))
-        ),
-        "the mask was forgotten, so padding is read: attention needs it as attention_mask=mask": norm_2(
-            blind + feed_forward(blind)
-        ),
+        "both norms are missing: normalize each sum": total + feed(total),
+        "the norm after attention is missing: post-norm normalizes each sum": n2(total + feed(total)),
+        "the norm after feed-forward is missing: post-norm normalizes each sum": seen + feed(seen),
+        "you normalized before the sublayers and after them: after is enough": n2(both + feed(n2(both))),
+        "your second residual is the layer's input: it is the stream after the first norm": n2(x + feed(seen)),
+        "your second residual was taken before the first norm: take it after": n2(total + feed(seen)),
+        "both residuals are missing: what a sublayer writes is added to the stream": n2(feed(n1(attend(x)))),
+        "the two norms are swapped: each has its own gamma and beta": n1(swapped + feed(swapped)),
+        "you used self_attention_layer_norm twice: feed-forward has a norm of its own": n1(seen + feed(seen)),
+        "the mask was forgotten, so padding is read: attention_mask=mask": n2(blind + feed(blind)),
     }
-    _compare(_run(function, x, parts, mask), _post_norm(x, parts, mask), mistakes)
+    compare(ask(function, x, parts, mask), _post_norm(x, parts, mask), mistakes, tolerance=2e-5, shapes=_KEPT)
     return "right: attention, add, norm; feed-forward, add, norm"
 
 
@@ -178,19 +139,17 @@ def parameters(function):
     Keys are ``attention``, ``feedforward`` and ``layer_norm``. Raises `NotYet` naming what was missed.
     """
     for d, i in ((16, 40), (12, 48)):
-        counts = _run(function, d, i, shaped=False)
+        counts = ask(function, d, i)
         require(
             isinstance(counts, dict) and set(counts) == {"attention", "feedforward", "layer_norm"},
             "return a dict with the keys attention, feedforward and layer_norm.",
         )
         built = layers.DecoderLayer(i, num_heads=4)
         built.build((None, None, d))
-        norms = built.self_attention_layer_norm, built.feedforward_layer_norm
-        dense = built.feedforward_intermediate_dense, built.feedforward_output_dense
         keras_counts = {
-            "attention": built.self_attention.count_params(),
-            "feedforward": sum(part.count_params() for part in dense),
-            "layer_norm": sum(part.count_params() for part in norms),
+            "attention": [built.self_attention],
+            "feedforward": [built.feedforward_intermediate_dense, built.feedforward_output_dense],
+            "layer_norm": [built.self_attention_layer_norm, built.feedforward_layer_norm],
         }
         mistakes = {
             "attention": {
@@ -215,7 +174,8 @@ def parameters(function):
                 4: "gamma and beta hold one number per feature, not one per norm",
             },
         }
-        for part, expected in keras_counts.items():
+        for part, counted in keras_counts.items():
+            expected = sum(one.count_params() for one in counted)
             reason = mistakes[part].get(counts[part], "go through its kernels, biases, gammas and betas one by one")
             sizes = f"hidden_dim={d}, intermediate_dim={i}"
             require(
@@ -260,32 +220,3 @@ def _residual_after_norm(x, parts, mask):
     norm_1, norm_2, attend, feed_forward = _functions(parts, mask)
     x = x + norm_1(attend(x))
     return x + norm_2(feed_forward(x))
-
-
-def _run(function, *arguments, shaped=True):
-    try:
-        result = function(*arguments)
-    except ValueError as error:
-        hint = " (did you forget keepdims=True?)" if shaped and "broadcast" in str(error) else ""
-        raise NotYet(f"your function stopped with a ValueError{hint}: {error}") from error
-    require(result is not None, "your function returned None: its last line needs a return.")
-    return result
-
-
-def _compare(result, expected, mistakes):
-    """Passes when the arrays are equal; otherwise names the mistake whose outcome the result is."""
-    result, expected = np.asarray(result), np.asarray(expected)
-    require(
-        result.shape == expected.shape,
-        f"your result has shape {result.shape}, not {expected.shape}: the shape of the input is kept.",
-    )
-    if _equal(result, expected):
-        return
-    for message, outcome in mistakes.items():
-        require(not _equal(result, np.asarray(outcome)), f"{message}.")
-    largest = float(np.abs(result - expected).max())
-    raise NotYet(f"the result differs from the expected one by up to {largest:.1e}, in a way unknown here.")
-
-
-def _equal(one, other):
-    return np.allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from optbook.checks._core import NotYet, require, require_diagnoses
+from optbook.checks._core import ask, compare, require_diagnoses
 
 P = 0.6  # what the suspects claim to keep
 VERDICTS = (
@@ -14,32 +14,28 @@ VERDICTS = (
     "draws evenly",
 )
 
-# === Exercise 1 ===
-
 
 def min_p(function):
     """Checks ``function(probabilities, share) -> probabilities``, both of shape (vocabulary_size,)."""
     cases = [
-        (np.array([0.06, 0.43, 0.16, 0.3, 0.05]), 0.25),
+        (np.array([0.3, 0.26, 0.1, 0.2, 0.14]), 0.35),  # every mistake gives another result
         (np.array([0.06, 0.43, 0.16, 0.3, 0.05]), 0.9),
         (np.array([0.02, 0.01, 0.91, 0.06]), 0.05),
-        (np.array([0.13, 0.12, 0.13, 0.12, 0.13, 0.12, 0.125, 0.125]), 0.5),
+        (np.array([0.125, 0.5, 0.25, 0.125]), 0.5),  # exactly half
+        (np.array([0.125, 0.5, 0.375]), 1.0),
     ]
     for probabilities, share in cases:
-        given = probabilities.copy()
-        answer = np.asarray(function(given, share))
         where = f"for {probabilities.tolist()} and share {share}"
-        require(np.array_equal(given, probabilities), "your function changed the array it was given: work on a copy.")
-        require(
-            answer.shape == probabilities.shape,
-            f"the result has shape {answer.shape}; a token that is not kept stays in its place with probability 0.",
-        )
         right = _renormalized(probabilities, probabilities >= share * probabilities.max())
-        if np.allclose(answer, right, atol=1e-6):
-            continue
-        for message, wrong in _min_p_mistakes(probabilities, share).items():
-            require(not np.allclose(answer, wrong, atol=1e-6, equal_nan=True), f"{where}: {message}")
-        raise NotYet(f"{where} the result must be {right.round(3).tolist()}, but is {answer.round(3).tolist()}.")
+        compare(
+            ask(function, probabilities, share),
+            right,
+            {f"{where}: {message}": wrong for message, wrong in _min_p_mistakes(probabilities, share).items()},
+            shapes={None: "a token that is not kept stays in its place with probability 0"},
+            otherwise=lambda answer, where=where, right=right: (
+                f"{where} the result must be {right.round(3).tolist()}, but is {answer.round(3).tolist()}."
+            ),
+        )
     return f"right: {len(cases)} distributions, sure and unsure, cut where min-p cuts them"
 
 
@@ -58,26 +54,29 @@ def _min_p_mistakes(probabilities, share):
     before[order] = np.cumsum(probabilities[order]) - probabilities[order]
     powers = np.where(kept, np.exp(probabilities), 0.0)
     return {
-        "the kept probabilities are right, but they do not sum to 1: divide them by their sum.": np.where(
-            kept, probabilities, 0.0
+        "the kept probabilities are right, but they do not sum to 1: divide them by their sum": kept * probabilities,
+        "these say which tokens stay; set the others to 0 and divide what is left by its sum": kept,
+        "you compared with >: a token stays if it has at least the share": _renormalized(
+            probabilities, probabilities > share * best
         ),
-        "you compared each probability with the share itself; it is a share of the largest one.": _renormalized(
+        "you compared each probability with the share itself; it is a share of the largest one": _renormalized(
             probabilities, probabilities >= share
         ),
-        "you kept tokens until they held the share: that is top-p.": _renormalized(probabilities, before <= share),
-        "you kept what must go: a token stays if its probability is at least the share of the largest.": _renormalized(
+        "the share is the wrong way round: multiply the largest by share, not by 1 - share": _renormalized(
+            probabilities, probabilities >= (1 - share) * best
+        ),
+        "you kept tokens until they held the share: that is top-p": _renormalized(probabilities, before <= share),
+        "you kept what must go: a token stays if its probability is at least the share of the largest": _renormalized(
             probabilities, ~kept
         ),
-        "the best token is missing: it is always at least its own share.": _renormalized(
+        "the best token is missing: it is always at least its own share": _renormalized(
             probabilities, kept & (probabilities < best)
         ),
-        "you renormalized by another softmax, which flattens the distribution: divide by the sum.": powers
-        / powers.sum(),
-        "the tokens come sorted: each probability must stay at its token.": _renormalized(probabilities, kept)[order],
+        "you renormalized by another softmax, which flattens the distribution: divide by the sum": (
+            powers / powers.sum()
+        ),
+        "the tokens come sorted: each probability must stay at its token": _renormalized(probabilities, kept)[order],
     }
-
-
-# === Exercise 2 ===
 
 
 def write_cache(function):
@@ -90,38 +89,32 @@ def write_cache(function):
     cache = random.normal(size=(3, 2, 6, 2, 4)).astype("float32")
     index = np.array([4, 1, 3])
     key, value = random.normal(size=(2, 3, 2, 4)).astype("float32")
-    given = cache.copy()
-    answer = np.asarray(function(given, index.copy(), key.copy(), value.copy()))
-    require(
-        answer.shape == cache.shape,
-        f"the result has shape {answer.shape} instead of {cache.shape}: the new keys and values replace a slot of the "
-        "cache, which does not grow.",
+    outcomes = {
+        "keys and values are exchanged: keys stand at 0 of the second axis, values at 1": (index, value, key),
+        "every row was written at the first row's index: row b goes to slot index[b]": (index * 0 + 4, key, value),
+        "everything is one slot too late: row b goes to slot index[b] itself": (index + 1, key, value),
+        "everything is one slot too early: row b goes to slot index[b] itself": (index - 1, key, value),
+        "everything went into the last slot: row b goes to slot index[b]": (index * 0 + 5, key, value),
+        "the keys went to both places: the values are missing": (index, key, key),
+    }
+    mistakes = {message: _written(cache, *outcome) for message, outcome in outcomes.items()}
+    everywhere = cache.copy()
+    for slot in index:
+        everywhere[:, 0, slot], everywhere[:, 1, slot] = key, value
+    mistakes["every row was written at the slots of all rows: use np.arange(batch) together with the index"] = (
+        everywhere
     )
-    require(np.array_equal(given, cache), "your function changed the cache it was given: write into a copy.")
-    right = _written(cache, index, key, value)
-    if not np.array_equal(answer, right):
-        mistakes = {
-            "keys and values are exchanged: keys stand at 0 of the second axis, values at 1.": (index, value, key),
-            "every row was written at the first row's index: row b goes to slot index[b].": (index * 0 + 4, key, value),
-            "everything is one slot too late: row b goes to slot index[b] itself.": (index + 1, key, value),
-            "everything is one slot too early: row b goes to slot index[b] itself.": (index - 1, key, value),
-            "everything went into the last slot: row b goes to slot index[b].": (index * 0 + 5, key, value),
-            "the keys went to both places: the values are missing.": (index, key, key),
-        }
-        for message, (slots, keys, values) in mistakes.items():
-            require(not np.array_equal(answer, _written(cache, slots, keys, values)), message)
-        everywhere = cache.copy()
-        for slot in index:
-            everywhere[:, 0, slot], everywhere[:, 1, slot] = key, value
-        require(
-            not np.array_equal(answer, everywhere),
-            "every row was written at the slots of all rows: use np.arange(batch) together with the index.",
-        )
+
+    def otherwise(answer):
         untouched = np.ones((3, 6), bool)
         untouched[np.arange(3), index] = False
-        kept = np.array_equal(answer.swapaxes(1, 2)[untouched], cache.swapaxes(1, 2)[untouched])
-        require(kept, "slots that had to stay changed: only slot index[b] of row b is new.")
-        raise NotYet("the right slots were written, but not with the row's own key and value.")
+        if np.allclose(answer.swapaxes(1, 2)[untouched], cache.swapaxes(1, 2)[untouched], atol=0.05):
+            return "the right slots were written, but not with the row's own key and value."
+        return "slots that had to stay changed: only slot index[b] of row b is new."
+
+    grown = {None: "the new keys and values replace a slot of the cache, which does not grow"}
+    answer = ask(function, cache, index, key, value)
+    compare(answer, _written(cache, index, key, value), mistakes, shapes=grown, otherwise=otherwise)
     return "right: three rows written at three slots, everything else as it was"
 
 
@@ -131,48 +124,36 @@ def _written(cache, index, key, value):
     return cache
 
 
-# === Exercise 3 ===
-
-
 def bytes_per_step(function):
     """Checks a function that counts the bytes that one step reads.
 
-    Parameters
-    ----------
-    function : callable
-        ``function(parameters, num_layers, hidden_dim, max_sequence_length, itemsize, batch_size, length)`` -> int.
+    ``function(parameters, num_layers, hidden_dim, max_sequence_length, itemsize, batch_size, length)`` -> int.
     """
     cases = [(10_000, 3, 8, 40, 4, 1, 10), (10_000, 3, 8, 40, 2, 5, 7), (125_237_760, 12, 768, 2048, 2, 16, 2048)]
     for case in cases:
         parameters, num_layers, hidden_dim, max_sequence_length, itemsize, batch_size, length = case
-        answer = function(*case)
         positions, row = max_sequence_length * hidden_dim, num_layers * hidden_dim * length
-        right = itemsize * (parameters - positions + 2 * row * batch_size)
-        if answer == right:
-            continue
         weights = parameters - positions
-        mistakes = {
-            "the position table is counted whole, but a step reads one row of it.": itemsize
-            * (parameters + 2 * row * batch_size),
-            "the weights are counted once per row: the rows of a batch share one reading of them.": itemsize
-            * (weights + 2 * row)
-            * batch_size,
-            "the cache is counted for a single row: each row of the batch has its own.": itemsize * (weights + 2 * row),
-            "a position has two vectors in each layer, key and value: one of them is missing.": itemsize
-            * (weights + row * batch_size),
-            "the cache of one layer only is counted.": itemsize * (weights + 2 * hidden_dim * length * batch_size),
-            "you counted all positions of the cache, but the row stands at token `length`.": itemsize
-            * (weights + 2 * num_layers * positions * batch_size),
-            "these are numbers, not bytes: each has itemsize bytes.": right // itemsize,
-            "the cache is missing.": itemsize * weights,
+        right = itemsize * (weights + 2 * row * batch_size)
+        vectors = {
+            "the position table is counted whole, but a step reads one row of it": right // itemsize + positions,
+            "the weights are counted once per row: the rows of a batch share one reading of them": (
+                (weights + 2 * row) * batch_size
+            ),
+            "the cache is counted for a single row: each row of the batch has its own": weights + 2 * row,
+            "a position has two vectors in each layer, key and value: one is missing": weights + row * batch_size,
+            "the cache of one layer only is counted": weights + 2 * hidden_dim * length * batch_size,
+            "you counted all positions of the cache, but the row stands at token `length`": (
+                weights + 2 * num_layers * positions * batch_size
+            ),
+            "the cache is missing": weights,
         }
-        for message, wrong in mistakes.items():
-            require(answer != wrong, message)
-        raise NotYet(f"for {case} a step reads {right:,} bytes, but your function says {answer!r}.")
+        mistakes = {message: itemsize * wrong for message, wrong in vectors.items()}
+        mistakes["these are numbers, not bytes: each has itemsize bytes"] = right // itemsize
+        answer = ask(function, *case)
+        otherwise = f"for {case} a step reads {right:,} bytes, but your function says {answer!r}."
+        compare(answer, right, mistakes, otherwise=otherwise)
     return f"right: {len(cases)} configurations to the byte"
-
-
-# === Exercise 4 ===
 
 
 def suspects():

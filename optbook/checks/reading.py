@@ -3,7 +3,7 @@
 import numpy as np
 
 from optbook.attention_numbers import without_first as _without_first
-from optbook.checks._core import require
+from optbook.checks._core import ask, compare, numbers, require, require_shape, verdict
 
 ROLES = ("first token", "previous token", "induction", "duplicate token", "none")
 
@@ -15,61 +15,46 @@ def _maps(*shape, seed=0):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _is_number(answer):
-    return np.ndim(answer) == 0 and np.issubdtype(np.asarray(answer).dtype, np.number)
-
-
-# === Exercise 1 ===
-
-
 def previous_token(function):
     """Checks ``function(weights) -> float``: of one map (T, T), the mean attention to the token just before."""
     lengths = (3, 8, 21)
     for length in lengths:
         weights = _maps(length, length, seed=length)
-        kept = weights.copy()
-        answer = function(weights)
-        require(np.array_equal(weights, kept), "your function changed the map it was given: work on a copy.")
-        require(_is_number(answer), f"the score is one number for the whole map, but the answer was {answer!r}.")
+        answer = ask(function, weights)
         before = np.diagonal(weights, -1)
+        mean = before.mean()
         mistakes = {
             "you read the diagonal itself, each token's attention to itself; the token before is one column to the "
-            "left.": np.diagonal(weights).mean(),
+            "left": np.diagonal(weights).mean(),
             "you read above the diagonal, where every weight is 0: a row is a query, and the token before it is in the "
-            "column to the left.": 0.0,
+            "column to the left": 0.0,
             "you divided by the number of tokens, but the first one has no token before it (index -1 is the last one, "
-            "in its future).": before.sum() / length,
-            "you added the weights up; the score is their mean, so that long texts do not score more.": before.sum(),
-            "you read the first column, attention to the first token.": weights[1:, 0].mean(),
+            "in its future)": before.sum() / length,
+            "you added the weights up; the score is their mean, so that long texts do not score more": before.sum(),
+            "you read the first column, attention to the first token": weights[1:, 0].mean(),
         }
-        if not np.isclose(answer, before.mean()):
-            for message, mistake in mistakes.items():
-                require(not np.isclose(answer, mistake), message)
-        require(
-            np.isclose(answer, before.mean()),
-            f"on a map of {length} tokens the score is {before.mean():.3f}, not {float(answer):.3f}.",
+        compare(
+            answer,
+            mean,
+            mistakes,
+            name="the score",
+            shapes={None: "it is one number for the whole map"},
+            otherwise=lambda got, length=length, right=mean: (
+                f"on a map of {length} tokens the score is {right:.3f}, not {float(got):.3f}."
+            ),
         )
     return f"right: maps of {', '.join(map(str, lengths))} tokens, each query but the first counted once"
-
-
-# === Exercise 2 ===
 
 
 def without_first(function):
     """Checks ``function(weights) -> (T, T)``: the first column set to 0 and each row scaled to sum to 1 again."""
     length = 6
     weights = _maps(length, length, seed=1)
-    kept = weights.copy()
-    with np.errstate(all="ignore"):  # a reader's 0 / 0 is named below
-        answer = np.asarray(function(weights))
-    require(np.array_equal(weights, kept), "your function changed the map it was given: work on a copy.")
+    answer = numbers(ask(function, weights))
+    keep = {None: "keep the column and set it to 0, so that rows and columns still stand for the same tokens"}
+    require_shape(answer, weights.shape, "the map", keep)
     require(
-        answer.shape == weights.shape,
-        f"the map came back with shape {answer.shape}: keep the column and set it to 0, so that rows and columns still "
-        "stand for the same tokens.",
-    )
-    require(
-        np.isfinite(answer).all(),
+        np.isfinite(answer.astype("float64")).all(),
         "there is NaN in your map: the first token sees only itself, so its row sums to 0, and 0 / 0 is not a number.",
     )
     require(not answer[:, 0].any(), "the first column must be 0 in every row.")
@@ -77,25 +62,23 @@ def without_first(function):
     removed[:, 0] = 0.0
     by_columns = np.divide(removed, removed.sum(axis=0), out=np.zeros_like(removed), where=removed.sum(axis=0) > 0)
     mistakes = {
-        "the rows no longer sum to 1: what the first token had is shared out among the other keys.": removed,
-        "you scaled the columns: a query shares out its attention, so the sums of the rows are what must be 1.": (
+        "the rows no longer sum to 1: what the first token had is shared out among the other keys": removed,
+        "you scaled the columns: a query shares out its attention, so the sums of the rows are what must be 1": (
             by_columns
         ),
-        "you divided the whole map by one number: every row has a sum of its own.": removed / removed.sum(),
+        "you divided the whole map by one number: every row has a sum of its own": removed / removed.sum(),
     }
-    for message, mistake in mistakes.items():
-        require(not np.allclose(answer, mistake), message)
-    require(not answer[0].any(), "the first token has nothing left to look at: its row is 0.")
     expected = _without_first(weights, np.ones(length))
-    require(
-        np.allclose(answer, expected, atol=1e-5),
-        f"in your map the last row sums to {answer[-1].sum():.2f}, and its largest weight is {answer[-1].max():.2f}; "
-        f"it should be {expected[-1].max():.2f}.",
-    )
+
+    def otherwise(got):
+        if got[0].any():
+            return "the first token has nothing left to look at: its row is 0."
+        last = f"in your map the last row sums to {got[-1].sum():.2f}, and its largest weight is {got[-1].max():.2f}"
+        return f"{last}; it should be {expected[-1].max():.2f}."
+
+    compare(answer, expected, mistakes, otherwise=otherwise)
     return "right: the first column is 0, the rows that had something else sum to 1"
 
-
-# === Exercise 3 ===
 
 _PADDING = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1]])
 
@@ -110,13 +93,7 @@ def mean_to_first(function):
     weights = _maps(batch, length, length, seed=2) * real[:, None]
     total = weights.sum(axis=-1, keepdims=True)
     weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    kept = weights.copy(), _PADDING.copy()
-    answer = function(weights, kept[1])
-    require(
-        np.array_equal(weights, kept[0]) and np.array_equal(kept[1], _PADDING),
-        "your function changed the arrays it was given: work on copies.",
-    )
-    require(_is_number(answer), f"the answer is one number for the whole batch, not {answer!r}.")
+    answer = ask(function, weights, _PADDING)
     first = real.argmax(axis=1)  # where the first real token stands
     to_first = np.take_along_axis(weights, first[:, None, None], axis=2)[..., 0]  # (batch, T)
     later = real & (np.arange(length) > first[:, None])
@@ -124,33 +101,35 @@ def mean_to_first(function):
     of_each = [to_first[row][later[row]].mean() for row in range(batch)]
     not_first = np.arange(length) > first[:, None]
     mistakes = {
-        "the rows of padding are in your mean: a pad looks at real tokens too, and nobody reads what it finds.": [
+        "the rows of padding are in your mean: a pad looks at real tokens too, and nobody reads what it finds": [
             to_first[not_first].mean(),
             to_first.mean(),
             to_first[:, 1:].mean(),
             weights[:, :, 0].mean(),
             weights[:, 1:, 0].mean(),
         ],
-        "the first token's own row is in your mean: it sees nothing but itself, so its 1 says nothing.": [
+        "the first token's own row is in your mean: it sees nothing but itself, so its 1 says nothing": [
             to_first[real].mean()
         ],
-        "you read column 0 in every sequence: under left padding the first real token stands further right.": [
+        "you read column 0 in every sequence: under left padding the first real token stands further right": [
             weights[:, :, 0][later].mean(),
             weights[:, :, 0][real & (np.arange(length) > 0)].mean(),
             weights[:, :, 0][real].mean(),
         ],
-        "you averaged the averages of the sequences: three tokens then weigh as much as seven.": [np.mean(of_each)],
-        "you divided by the size of the array: count the rows that you added up, not those that are padding.": [
+        "you averaged the averages of the sequences: three tokens then weigh as much as seven": [np.mean(of_each)],
+        "you divided by the size of the array: count the rows that you added up, not those that are padding": [
             to_first[later].sum() / real.size
         ],
     }
-    for message, wrong in mistakes.items():
-        require(not any(np.isclose(answer, mistake) for mistake in wrong), message)
-    require(np.isclose(answer, expected), f"on the batch of the check the mean is {expected:.3f}, not {answer:.3f}.")
+    compare(
+        answer,
+        expected,
+        {message: tuple(wrong) for message, wrong in mistakes.items()},
+        name="the answer",
+        shapes={None: "it is one number for the whole batch"},
+        otherwise=lambda got: f"on the batch of the check the mean is {expected:.3f}, not {float(got):.3f}.",
+    )
     return f"right: {int(later.sum())} of {real.size} rows counted, padding on either side left out"
-
-
-# === Exercise 4 ===
 
 
 def _portrait(kind, span_length, seed):
@@ -194,8 +173,7 @@ def role_of(function):
         for number, kind in enumerate((*ROLES[:-1], *_DISGUISES)):
             weights = _portrait(kind, span_length, seed=100 * span_length + number)
             truth = kind if kind in ROLES else "none"
-            answer = function(weights.copy(), span_length)
-            require(answer in ROLES, f"the answer was {answer!r}; answer with one of {', '.join(map(repr, ROLES))}.")
+            answer = verdict(function, ROLES, weights, span_length)
             require(answer == truth, _confusion(kind, truth, answer, span_length))
             seen += 1
     return f"right: {seen} maps, spans of three lengths, {len(ROLES)} answers"
