@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from optbook._arrays import fresh_zeros
+from optbook._files import GIT_LFS, check_fetched
 
 MOST_AXES = 64  # NumPy's limit
-GIT_LFS = b"version https://git-lfs"
 
 
 class WeightFile:
@@ -26,9 +26,11 @@ class WeightFile:
         self.size = os.fstat(self.file.fileno()).st_size
 
     def __enter__(self):
-        if self.read(min(self.size, len(GIT_LFS)), 0) == GIT_LFS:
+        try:
+            check_fetched(self.path, self.read(min(self.size, len(GIT_LFS)), 0))
+        except ValueError:
             self.file.close()
-            raise ValueError(f"{self.path} only points to the weights; `git lfs pull` fetches them.")
+            raise
         return self
 
     def __exit__(self, *error):
