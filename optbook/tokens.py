@@ -26,7 +26,11 @@ _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 def token_bytes(tokenizer, token_id):
     """The bytes of text that one id stands for; none for a special token."""
     token = tokenizer.id_to_token(int(token_id))
-    return b"" if token in _SPECIAL else bytes(_BYTE_OF[character] for character in token)
+    if token in _SPECIAL:
+        return b""
+    if token in tokenizer.unsplittable_tokens or not _BYTE_OF.keys() >= set(token):
+        return token.encode()  # added to the vocabulary as it stands in texts, not in the alphabet of bytes
+    return bytes(_BYTE_OF[character] for character in token)
 
 
 def token_label(tokenizer, token_id):

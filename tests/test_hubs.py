@@ -139,7 +139,7 @@ def test_a_folder_of_keras_hub(hub, files, extra, publish, stand_in, client):
 @pytest.mark.parametrize(
     "files, needed",
     [
-        (SAFE, {"vocab.json", "merges.txt", "model.safetensors"}),
+        (SAFE, {"vocab.json", "merges.txt", "tokenizer.json", "model.safetensors"}),
         (TRANSFORMERS, {"vocab.json", "merges.txt", "pytorch_model.bin"}),
         (BIN_SHARDED, {"vocab.json", "merges.txt", "pytorch_model.bin.index.json", *BIN_SHARDS}),
         (

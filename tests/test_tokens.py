@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optbook
+from optbook import presets
 from optbook.tokens import byte_alphabet, token_bytes, token_label, tokenize_batch, visible
 
-TOKENIZERS = {"opt": optbook.tokenizer("opt"), "embedded": optbook.tokenizer()}
+TOKENIZERS = {"opt": optbook.tokenizer("opt"), **{name: optbook.tokenizer(name) for name in presets.EMBEDDED}}
 SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 
 
@@ -43,6 +45,53 @@ def test_byte_alphabet_spells_every_byte_with_one_printable_character():
 )
 def test_published_ids_of_opt(opt, text, ids):
     assert np.asarray(opt(text)).tolist() == ids
+
+
+# Stretches at whose ends GPT-2's splitting has a rule, and what another splitting would join or part.
+stretches = st.one_of(
+    st.sampled_from(
+        ["a", "the", " the", "It", "'s", "'S", "'t", "'ll", "'", "1984", "²", "½", "!!", ".", ",", "—", "\n"]
+    ),
+    st.sampled_from(
+        [" ", "  ", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2009", "é", "e\u0301", "家", "🏠", "_", "६", "Ġ"]
+    ),
+    st.text(st.characters(codec="utf-8"), max_size=4),
+)
+
+
+def reference(tokenizer):
+    """The same vocabulary and merges, split as GPT-2 splits, without KerasHub."""
+    merges = [tuple(merge.split(" ")) for merge in tokenizer.merges]
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=dict(tokenizer.vocabulary), merges=merges))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return model
+
+
+REFERENCES = {name: reference(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+
+
+@settings(max_examples=4000, deadline=None, derandomize=True)
+@given(text=st.lists(stretches, max_size=12).map("".join).filter(lambda text: not any(s in text for s in SPECIAL)))
+def test_texts_are_split_as_gpt2_splits_them(text):
+    for name, tokenizer in TOKENIZERS.items():
+        assert np.asarray(tokenizer(text)).tolist() == REFERENCES[name].encode(text).ids, name
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [("a\n\nb", [102, 50118, 50118, 428]), ("Hello world, 'there", [31414, 232, 6, 128, 8585])],
+)
+def test_no_merge_crosses_from_word_to_word(opt, text, ids):
+    assert np.asarray(opt(text)).tolist() == ids
+
+
+def test_a_task_and_a_batch_are_split_alike():
+    task = optbook.causal_lm()
+    text = "It's cold,  \n\n 'there"
+    ids = REFERENCES[presets.DEFAULT].encode(text).ids
+    inputs = task.preprocessor.generate_preprocess([text], sequence_length=32)
+    assert np.asarray(inputs["token_ids"])[0, 1 : 1 + len(ids)].tolist() == ids
+    assert task.preprocessor.tokenizer([text])[0] == ids
 
 
 def test_opt_has_its_published_size(opt):

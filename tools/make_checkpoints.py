@@ -25,7 +25,7 @@ from torch_writer import write_torch_file
 import optbook
 from optbook._files import replacing, write_json
 from optbook.layers import weights_follow
-from optbook.presets import hugging_face_files, keras_hub_files
+from optbook.presets import hugging_face_files, keras_hub_files, tokenizer_files
 from optbook.presets.table import parameter_count, published_config
 
 STDDEV = 0.02
@@ -91,7 +91,7 @@ def make_checkpoint(config, file_format, dtype, folder, seed=0, shard_bytes=None
         _write_keras_hub(backbone, folder, dtype, value, shard_bytes)
         keras_hub_files.write_description(backbone, folder)
     else:
-        hugging_face_files.write_tokenizer(tokenizer, folder)
+        tokenizer_files.write_hugging_face(tokenizer, folder)
         _write_hugging_face(backbone, folder, file_format, dtype, value, shard_bytes)
         write_json(folder / "config.json", hugging_face_files.hugging_face_config(backbone))
 

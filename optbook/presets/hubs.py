@@ -35,13 +35,15 @@ CONNECT_SECONDS = 1.5  # to find the hub; with it, no network is known within tw
 ANSWER_SECONDS = 10  # for a hub that was found to say something
 
 # The files of either layout: tokenizers and weights by preference, a group of tokenizer files being of use only whole.
-# An index of weights names its shards.
+# What is added to a tokenizer may be in further files. An index of weights names its shards.
 KERAS_HUB_FILES = {
     "tokenizer": [("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt")],
+    "added_tokens": ["tokenizer.json"],
     "weights": ["model.weights.json", "model.weights.h5"],
 }
 HUGGING_FACE_FILES = {
     "tokenizer": [("vocab.json", "merges.txt"), ("tokenizer.json",)],
+    "added_tokens": ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"],
     "weights": [
         "model.safetensors",
         "model.safetensors.index.json",
@@ -164,7 +166,10 @@ def _gather(get, weights, tokenizer):
     else:
         return folder, None  # another model: who reads the config refuses it, so nothing more is needed
     has_tokenizer = any(all(get(name) for name in group) for group in files["tokenizer"])
-    if tokenizer and not has_tokenizer:
+    if has_tokenizer:
+        for name in files["added_tokens"]:
+            get(name)
+    elif tokenizer:
         return folder, files["tokenizer"][0][0]
     return folder, _gather_weights(get, files["weights"]) if weights else None
 

@@ -4,15 +4,15 @@ import contextlib
 import functools
 import math
 import operator
-import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 import safetensors.numpy
 
-from optbook._files import read_json, replacing, write_json
+from optbook._files import replacing, write_json
 from optbook._validation import check_not_quantized
+from optbook.presets import tokenizer_files
 from optbook.presets._pieces import Piece
 from optbook.presets.weight_files import open_checkpoint
 
@@ -179,21 +179,6 @@ def _some(names, most=4):
     return ", ".join(names[:most]) + more
 
 
-def tokenizer_vocabulary(folder):
-    """The vocabulary, a dict from token to id, and the list of merges of a Hugging Face folder."""
-    folder = Path(folder)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        return vocabulary, [line for line in lines if line and not line.startswith("#version")]
-    if (folder / "tokenizer.json").is_file():
-        content = read_json(folder / "tokenizer.json")
-        added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
-        return {**content["model"]["vocab"], **added}, merges
-    raise FileNotFoundError(f"{folder} has no tokenizer: neither vocab.json with merges.txt nor tokenizer.json.")
-
-
 def export(model, folder):
     """Writes a folder that ``transformers`` loads with the same logits: config, safetensors and tokenizer.
 
@@ -218,7 +203,7 @@ def export(model, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if preprocessor := getattr(model, "preprocessor", None):
-        write_tokenizer(preprocessor.tokenizer, folder)
+        tokenizer_files.write_hugging_face(preprocessor.tokenizer, folder)
     _write_weights(backbone, folder)
     write_json(folder / "config.json", hugging_face_config(backbone))
 
@@ -266,18 +251,3 @@ def to_hugging_face(name, array, shape):
     if name.endswith("embed_positions.weight"):
         return np.concatenate([np.zeros((POSITION_OFFSET, shape[1]), array.dtype), array])
     return np.ascontiguousarray(array.reshape(shape[::-1]).T) if _is_kernel(name) else array.reshape(shape)
-
-
-def write_tokenizer(tokenizer, folder):
-    """Writes a tokenizer's files as ``transformers`` reads them."""
-    tokenizer.save_assets(str(folder))
-    shutil.move(folder / "vocabulary.json", folder / "vocab.json")
-    special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
-    options = {
-        "tokenizer_class": "GPT2Tokenizer",
-        "add_bos_token": True,
-        "add_prefix_space": False,
-        "errors": "replace",
-    }
-    write_json(folder / "tokenizer_config.json", {**options, **special})
-    write_json(folder / "special_tokens_map.json", special)

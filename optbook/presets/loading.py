@@ -5,7 +5,7 @@ from pathlib import Path
 import keras_hub
 
 from optbook._files import read_json
-from optbook.presets import _pieces, hubs, hugging_face_files, keras_hub_files
+from optbook.presets import _pieces, hubs, hugging_face_files, keras_hub_files, tokenizer_files
 from optbook.presets.table import ASSETS, DEFAULT, EMBEDDED, all_presets, published_config
 
 
@@ -71,20 +71,22 @@ def tokenizer(preset=DEFAULT):
     """KerasHub's OPTTokenizer with a preset's vocabulary: start and end token 2, padding 1.
 
     ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model. A folder may be KerasHub's,
-    ours or Hugging Face's.
+    ours or Hugging Face's. Texts are cut into words as GPT-2 and ``transformers`` cut them, which KerasHub 0.32 does
+    not do without TensorFlow; a tokenizer that KerasHub or Keras reads from files, or copies, is left as they make it.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the vocabulary or the merges are missing.
+    ValueError
+        Where they are damaged, cut short or do not belong together, or an added token has another one's id.
     """
     if preset == "opt":
-        folder = ASSETS / "opt_tokenizer"
-    else:
-        folder = preset_folder(preset, weights=False, tokenizer=True)
-        if hugging_face_files.is_hugging_face(read_json(folder / "config.json")):
-            return keras_hub.models.OPTTokenizer(*hugging_face_files.tokenizer_vocabulary(folder))
-        folder = folder / "assets" / "tokenizer"
-    files = folder / "vocabulary.json", folder / "merges.txt"
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{preset} has no tokenizer: {file} is missing.")
-    return keras_hub.models.OPTTokenizer(*(str(file) for file in files))
+        return tokenizer_files.read_keras_hub(ASSETS / "opt_tokenizer")
+    folder = preset_folder(preset, weights=False, tokenizer=True)
+    if hugging_face_files.is_hugging_face(read_json(folder / "config.json")):
+        return tokenizer_files.read_hugging_face(folder)
+    return tokenizer_files.read_keras_hub(folder / "assets" / "tokenizer", folder / "tokenizer.json")
 
 
 def causal_lm(preset=DEFAULT, sequence_length=None, **kwargs):

@@ -22,10 +22,9 @@ import numpy as np
 import safetensors
 
 from optbook._arrays import fresh_zeros
-from optbook._files import is_beside, read_json
+from optbook._files import GIT_LFS, check_fetched, is_beside, read_json
 
 MOST_AXES = 64  # NumPy's limit
-GIT_LFS = b"version https://git-lfs"
 NOT_READ = ("flax_model.msgpack", "tf_model.h5")
 LENGTH_BYTES = 8  # a safetensors file starts with the length of its header
 DESCRIPTION_LIMIT = 1_000_000  # bytes; that of an OPT-175B in one piece has 0.4 million
@@ -69,9 +68,11 @@ class WeightFile:
         self.size = os.fstat(self.file.fileno()).st_size
 
     def __enter__(self):
-        if self.read(min(self.size, len(GIT_LFS)), 0) == GIT_LFS:
+        try:
+            check_fetched(self.path, self.read(min(self.size, len(GIT_LFS)), 0))
+        except ValueError:
             self.file.close()
-            raise ValueError(f"{self.path} only points to the weights; `git lfs pull` fetches them.")
+            raise
         return self
 
     def __exit__(self, *error):
