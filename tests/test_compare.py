@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,49 @@ def test_the_file_adds_names_and_keeps_commas(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text", ["1e-3", "1E5", "1.5e3", "1_000", "-1", "+1", "1.", ".5", "True", "False", "None", "y"]
+)
+def test_the_file_types_plain_values_as_the_command_line_does(tmp_path, text):
+    file = tmp_path / "values.yaml"
+    file.write_text(f"rate: [{text}, [{text}], {{inner: {text}}}, '{text}']\n")
+    (value,) = from_command_line([f"rate={text}"])["rate"]
+    read = from_command_line([], file)["rate"]
+    assert read == [value, [value], {"inner": value}, text]
+    assert type(read[0]) is type(value)
+
+
+def test_words_of_yaml_and_explicit_tags_mean_what_they_say(tmp_path):
+    file = tmp_path / "values.yaml"
+    file.write_text("a: [true, false, null, ~, !!str 1e-3, !!float 1e-3, '010', 'no', hf://a/b]\n")
+    assert from_command_line([], file) == {
+        "a": [True, False, None, None, "1e-3", 0.001, "010", "no", "hf://a/b"],
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0o10", "010", "-010", "08", "0x1F", "0b11", "1:30", "1:30:30.5", "1__0", "yes", "no", "On", "off", "TRUE", "Null"]
+    + [".inf", "-.INF", ".nan", "2026-01-31", "2026-01-31 12:00:00"],
+)
+def test_what_yaml_and_the_command_line_read_differently_is_refused(tmp_path, text):
+    file = tmp_path / "values.yaml"
+    file.write_text(f"rate: [0.5, {text}]\n")
+    with pytest.raises(
+        ValueError, match=re.escape(f"values.yaml: {text} is not the same to YAML as to --set")
+    ) as error:
+        from_command_line([], file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e999"])
+def test_a_number_that_json_cannot_hold_is_refused_by_name(notebook, tmp_path, text):
+    file = tmp_path / "values.yaml"
+    file.write_text(f"number: [1, {text}]\n")
+    with pytest.raises(ValueError, match="number is (inf|nan), which JSON cannot hold"):
+        compare.sweep(notebook, from_command_line([], file), tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
     ("settings", "yaml", "said"),
     [
         (["dtype"], None, "'dtype' sets nothing"),
@@ -101,6 +145,8 @@ def test_the_file_adds_names_and_keeps_commas(tmp_path):
         ([], "", "must map names to lists"),
         ([], "a: 1", "must map names to lists"),
         ([], "a: [1", "is not YAML"),
+        ([], "a: [1]\na: [2]", "a stands there twice"),
+        ([], "on: [1]", "on is not the same to YAML"),
     ],
 )
 def test_unusable_settings_are_said_in_a_line(tmp_path, settings, yaml, said):
