@@ -18,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from papermill.iorw import papermill_io
 from sweeps import PARAMETERS, write_notebook
 
 from optbook import cli, compare
@@ -104,9 +103,9 @@ def test_the_file_types_plain_values_as_the_command_line_does(tmp_path, text):
 
 def test_words_of_yaml_and_explicit_tags_mean_what_they_say(tmp_path):
     file = tmp_path / "values.yaml"
-    file.write_text("a: [true, false, null, ~, !!str 1e-3, !!float 1e-3, '010', 'no', hf://a/b]\n")
+    file.write_text("a: [true, false, null, ~, !!str 1e-3, !!float 1e-3, '010', 'no', hf://a/b, 01_tokens]\n")
     assert from_command_line([], file) == {
-        "a": [True, False, None, None, "1e-3", 0.001, "010", "no", "hf://a/b"],
+        "a": [True, False, None, None, "1e-3", 0.001, "010", "no", "hf://a/b", "01_tokens"],
     }
 
 
@@ -330,8 +329,8 @@ def test_as_many_kernels_as_asked_for_run_at_a_time(finished):
     """Which begins counts one up, which ends one down."""
     steps = []
     for run in finished[2]:
-        times = json.loads(run.path.read_text())["metadata"]["papermill"]
-        steps += [(times["start_time"], 1), (times["end_time"], -1)]
+        first, *_, last = (cell["metadata"]["execution"] for cell in json.loads(run.path.read_text())["cells"])
+        steps += [(first["iopub.status.busy"], 1), (last["iopub.status.idle"], -1)]
     assert max(itertools.accumulate(step for _, step in sorted(steps))) == 2
 
 
@@ -413,6 +412,62 @@ def test_a_failed_run_keeps_what_it_did_and_the_others_go_on(tmp_path):
     assert made(tmp_path) == ["a 1"] * 5  # what failed was tried again
 
 
+LEAVE = """\
+import sys
+if fault == "sys.exit()":
+    sys.exit()
+if fault == "exit()":
+    exit()
+if fault == "sys.exit(2)":
+    sys.exit(2)
+"""
+
+
+def test_a_notebook_that_leaves_before_it_recorded_anything_has_failed(tmp_path):
+    notebook = write_notebook(tmp_path / "leaves.ipynb", LEAVE, "pass")
+    faults = ["sys.exit()", "exit()", "sys.exit(2)", None]
+    runs = compare.sweep(notebook, {"fault": faults}, tmp_path / "runs", jobs=2)
+    assert [(run.state, run.last_cell, run.error) for run in runs] == [
+        ("failed", 3, "code cell 3: it left by exit before anything was recorded"),
+        ("failed", 3, "code cell 3: it left by exit before anything was recorded"),
+        ("failed", 3, "code cell 3: SystemExit: 2"),
+        ("complete", 4, None),
+    ]
+
+
+def test_a_notebook_may_leave_once_it_has_recorded(tmp_path):
+    notebook = write_notebook(tmp_path / "leaves.ipynb", RECORD, LEAVE, "print('never')")
+    runs = compare.sweep(notebook, {"fault": ["sys.exit()", "exit()", "sys.exit(2)"]}, tmp_path / "runs", jobs=2)
+    assert [(run.state, run.last_cell) for run in runs] == [("complete", 4), ("complete", 4), ("failed", 4)]
+    assert [run.record for run in runs] == [{"total": 0, "name": "a"}] * 3
+    assert not any('"never' in run.path.read_text() for run in runs)
+
+
+def test_a_cell_may_raise_where_its_tag_says_so(tmp_path):
+    notebook = write_notebook(tmp_path / "raises.ipynb", "1 / 0", "", FAULT, RECORD)
+    content = json.loads(notebook.read_text())
+    content["cells"][1]["metadata"]["tags"] = ["raises-exception"]
+    notebook.write_text(json.dumps(content))
+    failed, good = compare.sweep(notebook, {"fault": ["error", None]}, tmp_path / "runs", jobs=2)
+    assert (failed.state, failed.error) == ("failed", "code cell 5: ValueError: two lines")
+    assert (good.state, good.error, good.record) == ("complete", None, {"total": 0, "name": "a"})
+    assert "ZeroDivisionError" in good.path.read_text()
+
+
+def test_a_long_line_takes_no_time_and_is_kept_in_part(tmp_path):
+    """A cell that prints a megabyte in one line, where progress is shown by carriage returns."""
+    printing = "print('begin' + number * 'x' + 'end')"
+    bar = "import sys\nfor i in range(10_000):\n    print(f'\\r{i} of 10,000', end='')"
+    notebook = write_notebook(tmp_path / "prints.ipynb", printing, bar)
+    begun = time.monotonic()
+    (run,) = compare.sweep(notebook, {"number": [3_000_000]}, tmp_path / "runs")
+    assert time.monotonic() - begun < 60
+    (long,), (progress,) = (cell["outputs"] for cell in json.loads(run.path.read_text())["cells"][2:])
+    assert len("".join(long["text"])) < 1_001_000
+    assert re.fullmatch(r"beginx+\n… 2,000,009 characters are left out …\nx+end\n", "".join(long["text"]))
+    assert "".join(progress["text"]) == "9999 of 10,000"
+
+
 def test_a_notebook_that_no_sweep_wrote_is_left_out(tmp_path, finished):
     _, folder, found, _ = finished
     write_notebook(tmp_path / "other.ipynb", "pass")
@@ -467,10 +522,10 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     path = tmp_path / "a.ipynb"
-    papermill_io.write("first", f"{execution.WHOLE}{path}")
+    execution.replace_text(path, "first")
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="no space left"):
-        papermill_io.write("second", f"{execution.WHOLE}{path}")
+        execution.replace_text(path, "second")
     assert path.read_text() == "first"
 
 
@@ -531,7 +586,7 @@ def test_a_deep_temporary_folder_is_too_long_for_sockets(notebook, tmp_path, mon
 
 def test_a_worker_that_does_not_see_the_folder_says_so(notebook, monkeypatch):
     monkeypatch.setattr("optbook.compare.execution.begun_path", lambda path: path.parent / "elsewhere" / path.name)
-    job = execution.Job("sweep", "", notebook.parent, notebook.parent / "runs" / "a.ipynb", {}, 1)
+    job = execution.Job(notebook.parent / "runs" / "a.ipynb", {}, Path("going"), "", notebook.parent, 1)
     with pytest.raises(FileNotFoundError, match="workers must see the folder of the runs"):
         execution.execute(job)
 

@@ -16,7 +16,7 @@ from optbook.compare.runs import COLUMNS
 PLAIN = re.compile(r"[a-z0-9_+-][a-z0-9._+-]*")  # means the same on every file system, also where case does not count
 KIND = "tag:yaml.org,2002:"  # before bool, int, float, null, str: what YAML calls its types
 YAML_WORDS = ("", "~", "null", "true", "false")  # which mean what they say
-OTHER_BASE = re.compile(r"[-+]?0[0-9_oO]")  # 010 and 0o10: ten to one reader and eight to another
+OTHER_BASE = re.compile(r"[-+]?0(o[0-7_]+|[0-9_]+)", re.IGNORECASE)  # 010, 0o10: ten or eight, by who reads
 LONGEST = 120  # characters of a name, of the 255 bytes that file systems allow
 
 
@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         if kind is not yaml.ScalarNode or not implicit[0] or value in YAML_WORDS:  # [0]: without quotes
             return tag
         typed = KIND + {type(None): "null"}.get(type(_typed(value)), type(_typed(value)).__name__)
-        if OTHER_BASE.match(value) or tag not in (typed, KIND + "str"):
+        if OTHER_BASE.fullmatch(value) or tag not in (typed, KIND + "str"):
             raise ValueError(f"{value} is not the same to YAML as to --set; quote text, write numbers plainly")
         return typed
 
