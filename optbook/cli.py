@@ -139,7 +139,7 @@ def compare(notebook, settings, file, out, jobs, scheduler, folder):
     are complete, 1 when some are not, 2 for bad use, 130 after Ctrl-C.
     """
     from optbook import compare
-    from optbook.compare.values import from_command_line
+    from optbook.compare._values import from_command_line
 
     if (notebook is None) == (folder is None):
         raise click.UsageError("name a notebook to run, or --report FOLDER to look at the runs of a folder.")

@@ -1,10 +1,8 @@
 """Executes notebooks: each in a fresh kernel, with the seconds it took and the memory its kernel reached."""
 
-import base64
 import contextlib
 import dataclasses
 import html
-import io
 import itertools
 import os
 import signal
@@ -17,7 +15,6 @@ from pathlib import Path
 import nbclient
 import nbformat
 import psutil
-from PIL import Image
 from traitlets.config import Config
 
 from optbook._files import replace_text
@@ -218,38 +215,6 @@ def one_of_each_stream(outputs):
         if [merged[first].get("name"), merged[second].get("name")] == ["stderr", "stdout"]:
             merged[first], merged[second] = merged[second], merged[first]
     return merged
-
-
-def _in_palette(png):
-    """A base64 PNG in 256 colors: a third of the size, and the eye sees no difference in a heat map or a plot."""
-    image = Image.open(io.BytesIO(base64.b64decode(png)))
-    if image.mode == "P":
-        return png
-    paper = Image.new("RGB", image.size, "white")
-    paper.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
-    smaller = io.BytesIO()
-    paper.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
-    return base64.b64encode(smaller.getvalue()).decode("ascii")
-
-
-def stable(notebook):
-    """The notebook without what differs from run to run: times, machine, editor; sorted metadata, small pictures."""
-    notebook = nbformat.from_dict(notebook)
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
-    for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in ("jupyter", "tags") if cell.metadata.get(key)}
-        cell.metadata = nbformat.from_dict(kept)
-        for output in cell.get("outputs", []):
-            if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = _in_palette(output.data["image/png"])
-    return notebook
 
 
 def write(notebook, path):

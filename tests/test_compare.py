@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from sweeps import PARAMETERS, write_notebook
 
 from optbook import cli, compare
-from optbook.compare import execution
-from optbook.compare.record import MIME_TYPE
-from optbook.compare.runs import plan_run
-from optbook.compare.values import file_name, from_command_line
+from optbook.compare import _execution
+from optbook.compare._record import MIME_TYPE
+from optbook.compare._runs import plan_run
+from optbook.compare._values import file_name, from_command_line
 
 LOG = "with open('log', 'a') as log:\n    print(name, number, file=log)\nprint('logged')"
 RECORD = "from optbook.compare import record\nrecord(total=sum(range(number)), name=name)"
@@ -293,7 +293,7 @@ def test_a_name_is_recorded_once_in_a_kernel(tmp_path):
 
 
 def test_a_cell_that_is_run_again_in_jupyterlab_may_record_again(monkeypatch):
-    module = sys.modules["optbook.compare.record"]  # the package's name for it is the function's
+    module = sys.modules["optbook.compare._record"]  # the package's name for it is the function's
     monkeypatch.setattr(module, "_recorded", {})
     for cell, count, refused in [("one", 1, False), ("one", 1, True), ("one", 2, False), ("two", 3, True)]:
         monkeypatch.setattr(module, "_executing_cell", lambda at=(cell, count): at)
@@ -305,7 +305,7 @@ def test_a_cell_that_is_run_again_in_jupyterlab_may_record_again(monkeypatch):
 def test_jupyterlab_and_colab_say_which_cell_it_is(monkeypatch, metadata):
     shell = types.SimpleNamespace(get_parent=lambda: {"metadata": metadata}, execution_count=3)
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    assert sys.modules["optbook.compare.record"]._executing_cell() == ("one", 3)
+    assert sys.modules["optbook.compare._record"]._executing_cell() == ("one", 3)
 
 
 # Sweeps
@@ -522,10 +522,10 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     path = tmp_path / "a.ipynb"
-    execution.replace_text(path, "first")
+    _execution.replace_text(path, "first")
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="no space left"):
-        execution.replace_text(path, "second")
+        _execution.replace_text(path, "second")
     assert path.read_text() == "first"
 
 
@@ -566,7 +566,7 @@ def test_a_full_disk_fails_a_run_and_not_the_sweep(notebook, monkeypatch):
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(execution, "replace_text", full)
+    monkeypatch.setattr(_execution, "replace_text", full)
     found = []
     (run,) = compare.sweep(notebook, {"number": [3]}, notebook.parent / "runs", progress=lambda *all: found.append(all))
     assert run.state == "missing"
@@ -585,10 +585,10 @@ def test_a_deep_temporary_folder_is_too_long_for_sockets(notebook, tmp_path, mon
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(notebook, monkeypatch):
-    monkeypatch.setattr("optbook.compare.execution.begun_path", lambda path: path.parent / "elsewhere" / path.name)
-    job = execution.Job(notebook.parent / "runs" / "a.ipynb", {}, Path("going"), "", notebook.parent, 1)
+    monkeypatch.setattr("optbook.compare._execution.begun_path", lambda path: path.parent / "elsewhere" / path.name)
+    job = _execution.Job(notebook.parent / "runs" / "a.ipynb", {}, Path("going"), "", notebook.parent, 1)
     with pytest.raises(FileNotFoundError, match="workers must see the folder of the runs"):
-        execution.execute(job)
+        _execution.execute(job)
 
 
 def test_an_interrupted_sweep_stops_its_runs_on_the_cluster_too(tmp_path):

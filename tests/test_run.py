@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import refresh_notebooks
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,7 +100,7 @@ def test_ctrl_c_ends_the_command_and_its_kernel(tmp_path):
 def test_stable_keeps_what_is_meant_and_drops_the_rest(tmp_path):
     run = notebooks.execute(write_notebook(tmp_path / "a.ipynb", "print(1)"))
     run.notebook.cells[0].metadata["tags"] = ["solution"]
-    stable = notebooks.stable(run.notebook)
+    stable = refresh_notebooks.stable(run.notebook)
     assert dict(stable.cells[0].metadata) == {"tags": ["solution"]}
     assert stable.metadata.language_info == {"name": "python"}
 

@@ -11,8 +11,8 @@ from papermill.parameterize import parameterize_notebook
 
 from optbook import notebooks
 from optbook._files import replace_text
-from optbook.compare.record import recorded_in
-from optbook.compare.runs import COMPLETE, FAILED, begun_path, is_complete, read_run
+from optbook.compare._record import recorded_in
+from optbook.compare._runs import COMPLETE, FAILED, begun_path, is_complete, read_run
 
 
 @dataclasses.dataclass(frozen=True)

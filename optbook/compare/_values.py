@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from optbook.compare.record import check_json
-from optbook.compare.runs import COLUMNS
+from optbook.compare._record import check_json
+from optbook.compare._runs import COLUMNS
 
 PLAIN = re.compile(r"[a-z0-9_+-][a-z0-9._+-]*")  # means the same on every file system, also where case does not count
 KIND = "tag:yaml.org,2002:"  # before bool, int, float, null, str: what YAML calls its types

@@ -7,9 +7,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from optbook.compare.record import read_notebook
-from optbook.compare.runs import FAILED, HIDDEN, Run, is_complete, plan_run, read_run, require_same_notebook
-from optbook.compare.values import file_name, product, source_hash
+from optbook.compare._record import read_notebook
+from optbook.compare._runs import FAILED, HIDDEN, Run, is_complete, plan_run, read_run, require_same_notebook
+from optbook.compare._values import file_name, product, source_hash
 
 CONNECTION_TIMEOUT = "10s"
 
@@ -60,7 +60,7 @@ def sweep(notebook, values, out, jobs=1, scheduler=None, progress=lambda *_: Non
     for path, identity in to_do.items():
         require_same_notebook(path, identity)
     if to_do:
-        from optbook.compare.execution import Job  # not before: a finished sweep shall be seen to be finished at once
+        from optbook.compare._execution import Job  # not before: a finished sweep shall be seen to be finished at once
 
         constant = json.dumps(source), Path(notebook).absolute().parent, 1 if scheduler else jobs
         with _on_cluster(scheduler) if scheduler else concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -83,7 +83,7 @@ def _require_writable(out):
 
 def _made(work, pool):
     """The runs of jobs, as they end; none is begun after the sweep has ended."""
-    from optbook.compare.execution import execute
+    from optbook.compare._execution import execute
 
     futures = {pool.submit(execute, job): job for job in work}
     for future in concurrent.futures.as_completed(futures):
@@ -92,7 +92,7 @@ def _made(work, pool):
 
 def _outcome(future, job):
     """The run of a job, which has failed too if whoever was to make it could not."""
-    from optbook.compare import execution
+    from optbook.compare import _execution
 
     if future.cancelled():  # not by us: Dask does so when its scheduler is gone
         raise ConnectionError("the Dask scheduler is gone; the same sweep will go on with what is missing.")
@@ -101,7 +101,7 @@ def _outcome(future, job):
         return future.result()
     problem = " ".join(f"the worker: {type(error).__name__}: {error}".split())
     try:
-        return execution.give_up(job, problem)
+        return _execution.give_up(job, problem)
     except OSError:  # not even this can be written, as on a full disk
         return Run(job.path, job.identity["parameters"], FAILED, problem)
 
