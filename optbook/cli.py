@@ -94,7 +94,7 @@ def run(chapters, out):
         )
     console = Console()
     table = Table("chapter", "seconds", "peak MB", "result")
-    runs = {}
+    executed = {}
     columns = TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         for chapter in chapters:
@@ -102,14 +102,14 @@ def run(chapters, out):
             done = notebooks.execute(
                 chapter, lambda n, total, task=task: progress.update(task, completed=n, total=total)
             )
-            runs[chapter.stem] = done
+            executed[chapter.stem] = done
             notebooks.write(done.notebook, _folder(out / "notebooks") / chapter.name)
             notebooks.write_html(done.notebook, out / f"{chapter.stem}.html")
             table.add_row(chapter.stem, f"{done.seconds:.0f}", f"{done.peak_mb:.0f}", done.problem or "ok")
-    notebooks.write_index(runs, out / "index.html")
+    notebooks.write_index(executed, out / "index.html")
     console.print(table)
     console.print(f"Executed notebooks: {out / 'notebooks'}; pages: {out / 'index.html'}")
-    sys.exit(any(done.problem for done in runs.values()))
+    sys.exit(any(done.problem for done in executed.values()))
 
 
 @main.command()
@@ -139,7 +139,7 @@ def compare(notebook, settings, file, out, jobs, scheduler, folder):
     are complete, 1 when some are not, 2 for bad use, 130 after Ctrl-C.
     """
     from optbook import compare
-    from optbook.compare.values import from_command_line
+    from optbook.compare._values import from_command_line
 
     if (notebook is None) == (folder is None):
         raise click.UsageError("name a notebook to run, or --report FOLDER to look at the runs of a folder.")

@@ -1,9 +1,13 @@
-"""Runs the chapters: each in a fresh kernel, with the seconds it took and the memory its kernel reached."""
+"""Executes notebooks: each in a fresh kernel, with the seconds it took and the memory its kernel reached."""
 
-import base64
+import contextlib
 import dataclasses
 import html
-import io
+import itertools
+import os
+import signal
+import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -11,52 +15,69 @@ from pathlib import Path
 import nbclient
 import nbformat
 import psutil
-from PIL import Image
+from traitlets.config import Config
 
 from optbook._files import replace_text
 
 CELL_TIMEOUT = 120  # seconds; a chapter takes less in all
+START_TIMEOUT = 300  # seconds: many kernels may start at once, and one that died is noticed anyway
+LONGEST_PLACE = 70  # bytes: the system allows a socket's path about 104
+LONGEST_STREAM = 1_000_000  # characters kept of what a cell prints
+CLEAN_EXITS = ("", "0", "None")  # of SystemExit: what it says after sys.exit(), sys.exit(0) and sys.exit(None)
 
 
 @dataclasses.dataclass
-class Run:
-    """One executed notebook: ``problem`` is None when every cell ran."""
+class Executed:
+    """One executed notebook.
+
+    Attributes
+    ----------
+    notebook : NotebookNode
+    seconds : float
+        From the start of its kernel to the end.
+    peak_mb : float
+        The most resident memory its kernel had, looked at ten times a second.
+    last_cell : int
+        The last code cell that was begun, counted from 1; 0 if there was none.
+    problem : str or None
+        Why not every cell ran, in a line.
+    exited : bool
+        That is only because a cell called ``sys.exit`` or ``exit``, without saying that something failed.
+    """
 
     notebook: nbformat.NotebookNode
-    seconds: float
-    peak_mb: float
-    problem: str | None
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    last_cell: int = 0
+    problem: str | None = None
+    exited: bool = False
 
 
-class MemoryWatch(threading.Thread):
-    """Samples the resident memory of a client's kernel, ten times a second, while its block runs."""
+class _Watch(threading.Thread):
+    """Looks at a client's kernel ten times a second: how much memory it holds, and whether it is to go on."""
 
-    def __init__(self, client):
+    def __init__(self, client, done, goes_on):
         super().__init__(daemon=True)
-        self.client, self.peak_mb, self.stopped = client, 0.0, threading.Event()
+        self.client, self.done, self.goes_on, self.ended = client, done, goes_on, threading.Event()
 
     def run(self):
-        while not self.stopped.wait(0.1):
+        while not self.ended.wait(0.1):
             pid = getattr(getattr(self.client.km, "provisioner", None), "pid", None)
             if pid is not None:
-                try:
-                    self.look(psutil.Process(pid))
-                except psutil.Error:  # not started yet, or just ended
-                    continue
-
-    def look(self, kernel):
-        self.peak_mb = max(self.peak_mb, kernel.memory_info().rss / 1e6)
+                with contextlib.suppress(psutil.Error, ProcessLookupError):  # not started yet, or just ended
+                    self.done.peak_mb = max(self.done.peak_mb, psutil.Process(pid).memory_info().rss / 1e6)
+                    if not self.goes_on():
+                        os.killpg(pid, signal.SIGKILL)  # with all it has started: a kernel leads a process group
 
     def __enter__(self):
         self.start()
-        return self
 
     def __exit__(self, *_):
-        self.stopped.set()
+        self.ended.set()
         self.join()
 
 
-def execute(path, progress=None):
+def execute(path, progress=lambda done, total: None):
     """Executes a notebook from its own folder, in order, in a fresh kernel.
 
     Parameters
@@ -68,73 +89,132 @@ def execute(path, progress=None):
 
     Returns
     -------
-    Run
+    Executed
         A failing cell or a killed kernel does not raise; it is named in ``problem``.
     """
     path = Path(path)
-    notebook = nbformat.read(path, as_version=4)
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
-    done = 0
+    return execute_in(path.parent, nbformat.read(path, as_version=4), progress, CELL_TIMEOUT)
 
-    def cell_executed(**_):
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
 
-    client = nbclient.NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT,
-        kernel_name="python3",
-        extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its TCP port at every start
-        coalesce_streams=True,  # otherwise what one cell prints is cut at random
-        resources={"metadata": {"path": str(path.parent)}},
-        on_cell_executed=cell_executed,
-    )
-    watch = MemoryWatch(client)
-    started, problem = time.perf_counter(), None
+def execute_in(folder, notebook, progress, timeout=None, environment=None, goes_on=lambda: True):
+    """Executes a notebook in place, in a fresh kernel that works in ``folder``.
+
+    Parameters
+    ----------
+    folder : path
+    notebook : NotebookNode
+        Old outputs go before the first cell runs.
+    progress : callable
+        Called with (cells done, cells in all) after each code cell.
+    timeout : int, optional
+        Seconds a cell may take.
+    environment : dict, optional
+        Variables that the kernel gets besides those of this process.
+    goes_on : callable, optional
+        Asked ten times a second; once it says no, the kernel is killed with all that it has started.
+
+    Returns
+    -------
+    Executed
+        Nothing that a notebook does, or that is done to its kernel, raises.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
+    done, started = Executed(notebook), time.perf_counter()
     try:
-        with watch:
-            client.execute()
-    except nbclient.exceptions.DeadKernelError:
-        problem = f"the kernel was killed in code cell {done + 1}, having reached {watch.peak_mb:.0f} MB"
-    except nbclient.exceptions.CellTimeoutError:
-        problem = f"code cell {done + 1} ran longer than {CELL_TIMEOUT} s"
-    except nbclient.exceptions.CellExecutionError as error:
-        problem = f"code cell {done}: {error.ename}: {error.evalue}"
-    return Run(notebook, time.perf_counter() - started, watch.peak_mb, problem)
+        # client.execute() would answer Ctrl-C by ending the kernel, and not the program.
+        with (
+            _client(notebook, timeout) as client,
+            _Watch(client, done, goes_on),
+            client.setup_kernel(cwd=str(folder), env=(environment or {}) | os.environ),
+        ):
+            said = client.wait_for_reply(client.kc.kernel_info())
+            notebook.metadata.language_info = said["content"]["language_info"]
+            for index, cell in enumerate(notebook.cells):
+                if cell.cell_type == "code" and not done.exited:
+                    done.last_cell += 1
+                    _execute_cell(client, cell, index, done)
+                    progress(done.last_cell, len(code))
+            client.set_widgets_metadata()
+    except Exception as error:  # of the notebook, its kernel, the disk: whatever it is, others go on
+        done.exited = getattr(error, "ename", "") == "SystemExit" and error.evalue in CLEAN_EXITS
+        done.problem = _explained(error, done, timeout)
+    if done.exited:
+        done.problem = f"code cell {done.last_cell}: it left by exit"
+    done.seconds = time.perf_counter() - started
+    return done
 
 
-def _in_palette(png):
-    """A base64 PNG in 256 colors: a third of the size, and the eye sees no difference in a heat map or a plot."""
-    image = Image.open(io.BytesIO(base64.b64decode(png)))
-    if image.mode == "P":
-        return png
-    paper = Image.new("RGB", image.size, "white")
-    paper.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
-    smaller = io.BytesIO()
-    paper.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
-    return base64.b64encode(smaller.getvalue()).decode("ascii")
+@contextlib.contextmanager
+def _client(notebook, timeout):
+    """nbclient, which reaches the kernel through files: ports can be taken by others."""
+    place = tempfile.gettempdir()
+    if len(os.fsencode(place)) > LONGEST_PLACE:
+        place = "/tmp"
+    with tempfile.TemporaryDirectory(prefix="optbook-", dir=place, ignore_cleanup_errors=True) as sockets:
+        yield nbclient.NotebookClient(
+            notebook,
+            kernel_name="python3",
+            startup_timeout=START_TIMEOUT,
+            timeout=timeout,
+            extra_arguments=["--log-level=50"],  # no word of the interrupt by which an idle kernel is ended
+            config=Config(KernelManager={"transport": "ipc", "connection_file": str(Path(sockets) / "kernel.json")}),
+        )
 
 
-def stable(notebook):
-    """The notebook without what differs from run to run: times, machine, editor; sorted metadata, small pictures."""
-    notebook = nbformat.from_dict(notebook)
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
-    for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in ("jupyter", "tags") if cell.metadata.get(key)}
-        cell.metadata = nbformat.from_dict(kept)
-        for output in cell.get("outputs", []):
-            if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = _in_palette(output.data["image/png"])
-    return notebook
+def _execute_cell(client, cell, index, done):
+    def executed(execute_reply, **_):
+        payload = execute_reply["content"].get("payload", [])
+        done.exited = any(part["source"] == "ask_exit" for part in payload)  # IPython's own exit()
+
+    client.on_cell_executed = executed
+    try:
+        client.execute_cell(cell, index)
+    finally:
+        cell.outputs = one_of_each_stream(cell.outputs)
+
+
+def _explained(error, done, timeout):
+    """Why an execution ended early, in one line."""
+    where = f"code cell {done.last_cell}" if done.last_cell else "the start of the kernel"
+    if isinstance(error, nbclient.exceptions.CellExecutionError):
+        said = f"{where}: {error.ename}: {error.evalue}"
+    elif isinstance(error, nbclient.exceptions.CellTimeoutError):
+        said = f"{where} ran longer than {timeout} s"
+    elif isinstance(error, nbclient.exceptions.DeadKernelError) or "Kernel died" in str(error):
+        said = f"the kernel was killed in {where}, having reached {done.peak_mb:.0f} MB"
+    else:
+        said = f"{where}: {type(error).__name__}: {error}"
+    return textwrap.shorten(said, 300)
+
+
+def one_of_each_stream(outputs):
+    """Outputs of a cell with all it printed in one piece, which arrives cut at random, as a terminal shows it.
+
+    As nbclient's ``coalesce_streams``, which takes quadratic time for a long line and keeps all of it.
+    """
+    streams, merged = {}, []
+    for output in outputs:
+        if output.output_type != "stream":
+            merged.append(output)
+        elif output.name in streams:
+            streams[output.name].append(output.text)
+        else:
+            streams[output.name] = [output.text]
+            merged.append(output)
+    for output in merged:
+        if output.output_type == "stream":
+            lines = "".join(streams[output.name]).split("\n")
+            text = "\n".join(line[line.rfind("\r", 0, -1) + 1 :] for line in lines)
+            left_out, half = len(text) - LONGEST_STREAM, LONGEST_STREAM // 2
+            if left_out > 0:
+                text = f"{text[:half]}\n… {left_out:,} characters are left out …\n{text[-half:]}"
+            output.text = text
+    for first, second in itertools.pairwise(range(len(merged))):  # which of the two arrives first is chance
+        if [merged[first].get("name"), merged[second].get("name")] == ["stderr", "stdout"]:
+            merged[first], merged[second] = merged[second], merged[first]
+    return merged
 
 
 def write(notebook, path):
@@ -151,12 +231,12 @@ def write_html(notebook, path):
     replace_text(path, page)
 
 
-def write_index(runs, path):
-    """A page that links the pages of several runs, with seconds, memory and result of each."""
+def write_index(chapters, path):
+    """A page that links the pages of executed chapters, with seconds, memory and result of each."""
     rows = "".join(
-        f'<tr><td><a href="{html.escape(name)}.html">{html.escape(name)}</a></td><td>{run.seconds:.0f}</td>'
-        f"<td>{run.peak_mb:.0f}</td><td>{html.escape(run.problem or 'ok')}</td></tr>"
-        for name, run in runs.items()
+        f'<tr><td><a href="{html.escape(name)}.html">{html.escape(name)}</a></td><td>{done.seconds:.0f}</td>'
+        f"<td>{done.peak_mb:.0f}</td><td>{html.escape(done.problem or 'ok')}</td></tr>"
+        for name, done in chapters.items()
     )
     style = "body{font:16px/1.5 sans-serif;margin:3em auto;max-width:50em}td,th{padding:.3em 1em;text-align:left}"
     replace_text(

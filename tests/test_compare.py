@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,14 +18,13 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from papermill.iorw import papermill_io
 from sweeps import PARAMETERS, write_notebook
 
 from optbook import cli, compare
-from optbook.compare import execution
-from optbook.compare.record import MIME_TYPE
-from optbook.compare.runs import plan_run
-from optbook.compare.values import file_name, from_command_line
+from optbook.compare import _execution
+from optbook.compare._record import MIME_TYPE
+from optbook.compare._runs import plan_run
+from optbook.compare._values import file_name, from_command_line
 
 LOG = "with open('log', 'a') as log:\n    print(name, number, file=log)\nprint('logged')"
 RECORD = "from optbook.compare import record\nrecord(total=sum(range(number)), name=name)"
@@ -90,6 +90,49 @@ def test_the_file_adds_names_and_keeps_commas(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text", ["1e-3", "1E5", "1.5e3", "1_000", "-1", "+1", "1.", ".5", "True", "False", "None", "y"]
+)
+def test_the_file_types_plain_values_as_the_command_line_does(tmp_path, text):
+    file = tmp_path / "values.yaml"
+    file.write_text(f"rate: [{text}, [{text}], {{inner: {text}}}, '{text}']\n")
+    (value,) = from_command_line([f"rate={text}"])["rate"]
+    read = from_command_line([], file)["rate"]
+    assert read == [value, [value], {"inner": value}, text]
+    assert type(read[0]) is type(value)
+
+
+def test_words_of_yaml_and_explicit_tags_mean_what_they_say(tmp_path):
+    file = tmp_path / "values.yaml"
+    file.write_text("a: [true, false, null, ~, !!str 1e-3, !!float 1e-3, '010', 'no', hf://a/b, 01_tokens]\n")
+    assert from_command_line([], file) == {
+        "a": [True, False, None, None, "1e-3", 0.001, "010", "no", "hf://a/b", "01_tokens"],
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0o10", "010", "-010", "08", "0x1F", "0b11", "1:30", "1:30:30.5", "1__0", "yes", "no", "On", "off", "TRUE", "Null"]
+    + [".inf", "-.INF", ".nan", "2026-01-31", "2026-01-31 12:00:00"],
+)
+def test_what_yaml_and_the_command_line_read_differently_is_refused(tmp_path, text):
+    file = tmp_path / "values.yaml"
+    file.write_text(f"rate: [0.5, {text}]\n")
+    with pytest.raises(
+        ValueError, match=re.escape(f"values.yaml: {text} is not the same to YAML as to --set")
+    ) as error:
+        from_command_line([], file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e999"])
+def test_a_number_that_json_cannot_hold_is_refused_by_name(notebook, tmp_path, text):
+    file = tmp_path / "values.yaml"
+    file.write_text(f"number: [1, {text}]\n")
+    with pytest.raises(ValueError, match="number is (inf|nan), which JSON cannot hold"):
+        compare.sweep(notebook, from_command_line([], file), tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
     ("settings", "yaml", "said"),
     [
         (["dtype"], None, "'dtype' sets nothing"),
@@ -101,6 +144,8 @@ def test_the_file_adds_names_and_keeps_commas(tmp_path):
         ([], "", "must map names to lists"),
         ([], "a: 1", "must map names to lists"),
         ([], "a: [1", "is not YAML"),
+        ([], "a: [1]\na: [2]", "a stands there twice"),
+        ([], "on: [1]", "on is not the same to YAML"),
     ],
 )
 def test_unusable_settings_are_said_in_a_line(tmp_path, settings, yaml, said):
@@ -248,7 +293,7 @@ def test_a_name_is_recorded_once_in_a_kernel(tmp_path):
 
 
 def test_a_cell_that_is_run_again_in_jupyterlab_may_record_again(monkeypatch):
-    module = sys.modules["optbook.compare.record"]  # the package's name for it is the function's
+    module = sys.modules["optbook.compare._record"]  # the package's name for it is the function's
     monkeypatch.setattr(module, "_recorded", {})
     for cell, count, refused in [("one", 1, False), ("one", 1, True), ("one", 2, False), ("two", 3, True)]:
         monkeypatch.setattr(module, "_executing_cell", lambda at=(cell, count): at)
@@ -260,7 +305,7 @@ def test_a_cell_that_is_run_again_in_jupyterlab_may_record_again(monkeypatch):
 def test_jupyterlab_and_colab_say_which_cell_it_is(monkeypatch, metadata):
     shell = types.SimpleNamespace(get_parent=lambda: {"metadata": metadata}, execution_count=3)
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    assert sys.modules["optbook.compare.record"]._executing_cell() == ("one", 3)
+    assert sys.modules["optbook.compare._record"]._executing_cell() == ("one", 3)
 
 
 # Sweeps
@@ -284,8 +329,8 @@ def test_as_many_kernels_as_asked_for_run_at_a_time(finished):
     """Which begins counts one up, which ends one down."""
     steps = []
     for run in finished[2]:
-        times = json.loads(run.path.read_text())["metadata"]["papermill"]
-        steps += [(times["start_time"], 1), (times["end_time"], -1)]
+        first, *_, last = (cell["metadata"]["execution"] for cell in json.loads(run.path.read_text())["cells"])
+        steps += [(first["iopub.status.busy"], 1), (last["iopub.status.idle"], -1)]
     assert max(itertools.accumulate(step for _, step in sorted(steps))) == 2
 
 
@@ -367,6 +412,62 @@ def test_a_failed_run_keeps_what_it_did_and_the_others_go_on(tmp_path):
     assert made(tmp_path) == ["a 1"] * 5  # what failed was tried again
 
 
+LEAVE = """\
+import sys
+if fault == "sys.exit()":
+    sys.exit()
+if fault == "exit()":
+    exit()
+if fault == "sys.exit(2)":
+    sys.exit(2)
+"""
+
+
+def test_a_notebook_that_leaves_before_it_recorded_anything_has_failed(tmp_path):
+    notebook = write_notebook(tmp_path / "leaves.ipynb", LEAVE, "pass")
+    faults = ["sys.exit()", "exit()", "sys.exit(2)", None]
+    runs = compare.sweep(notebook, {"fault": faults}, tmp_path / "runs", jobs=2)
+    assert [(run.state, run.last_cell, run.error) for run in runs] == [
+        ("failed", 3, "code cell 3: it left by exit before anything was recorded"),
+        ("failed", 3, "code cell 3: it left by exit before anything was recorded"),
+        ("failed", 3, "code cell 3: SystemExit: 2"),
+        ("complete", 4, None),
+    ]
+
+
+def test_a_notebook_may_leave_once_it_has_recorded(tmp_path):
+    notebook = write_notebook(tmp_path / "leaves.ipynb", RECORD, LEAVE, "print('never')")
+    runs = compare.sweep(notebook, {"fault": ["sys.exit()", "exit()", "sys.exit(2)"]}, tmp_path / "runs", jobs=2)
+    assert [(run.state, run.last_cell) for run in runs] == [("complete", 4), ("complete", 4), ("failed", 4)]
+    assert [run.record for run in runs] == [{"total": 0, "name": "a"}] * 3
+    assert not any('"never' in run.path.read_text() for run in runs)
+
+
+def test_a_cell_may_raise_where_its_tag_says_so(tmp_path):
+    notebook = write_notebook(tmp_path / "raises.ipynb", "1 / 0", "", FAULT, RECORD)
+    content = json.loads(notebook.read_text())
+    content["cells"][1]["metadata"]["tags"] = ["raises-exception"]
+    notebook.write_text(json.dumps(content))
+    failed, good = compare.sweep(notebook, {"fault": ["error", None]}, tmp_path / "runs", jobs=2)
+    assert (failed.state, failed.error) == ("failed", "code cell 5: ValueError: two lines")
+    assert (good.state, good.error, good.record) == ("complete", None, {"total": 0, "name": "a"})
+    assert "ZeroDivisionError" in good.path.read_text()
+
+
+def test_a_long_line_takes_no_time_and_is_kept_in_part(tmp_path):
+    """A cell that prints a megabyte in one line, where progress is shown by carriage returns."""
+    printing = "print('begin' + number * 'x' + 'end')"
+    bar = "import sys\nfor i in range(10_000):\n    print(f'\\r{i} of 10,000', end='')"
+    notebook = write_notebook(tmp_path / "prints.ipynb", printing, bar)
+    begun = time.monotonic()
+    (run,) = compare.sweep(notebook, {"number": [3_000_000]}, tmp_path / "runs")
+    assert time.monotonic() - begun < 60
+    (long,), (progress,) = (cell["outputs"] for cell in json.loads(run.path.read_text())["cells"][2:])
+    assert len("".join(long["text"])) < 1_001_000
+    assert re.fullmatch(r"beginx+\n… 2,000,009 characters are left out …\nx+end\n", "".join(long["text"]))
+    assert "".join(progress["text"]) == "9999 of 10,000"
+
+
 def test_a_notebook_that_no_sweep_wrote_is_left_out(tmp_path, finished):
     _, folder, found, _ = finished
     write_notebook(tmp_path / "other.ipynb", "pass")
@@ -421,10 +522,10 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     path = tmp_path / "a.ipynb"
-    papermill_io.write("first", f"{execution.WHOLE}{path}")
+    _execution.replace_text(path, "first")
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="no space left"):
-        papermill_io.write("second", f"{execution.WHOLE}{path}")
+        _execution.replace_text(path, "second")
     assert path.read_text() == "first"
 
 
@@ -465,7 +566,7 @@ def test_a_full_disk_fails_a_run_and_not_the_sweep(notebook, monkeypatch):
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(execution, "replace_text", full)
+    monkeypatch.setattr(_execution, "replace_text", full)
     found = []
     (run,) = compare.sweep(notebook, {"number": [3]}, notebook.parent / "runs", progress=lambda *all: found.append(all))
     assert run.state == "missing"
@@ -484,10 +585,10 @@ def test_a_deep_temporary_folder_is_too_long_for_sockets(notebook, tmp_path, mon
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(notebook, monkeypatch):
-    monkeypatch.setattr("optbook.compare.execution.begun_path", lambda path: path.parent / "elsewhere" / path.name)
-    job = execution.Job("sweep", "", notebook.parent, notebook.parent / "runs" / "a.ipynb", {}, 1)
+    monkeypatch.setattr("optbook.compare._execution.begun_path", lambda path: path.parent / "elsewhere" / path.name)
+    job = _execution.Job(notebook.parent / "runs" / "a.ipynb", {}, Path("going"), "", notebook.parent, 1)
     with pytest.raises(FileNotFoundError, match="workers must see the folder of the runs"):
-        execution.execute(job)
+        _execution.execute(job)
 
 
 def test_an_interrupted_sweep_stops_its_runs_on_the_cluster_too(tmp_path):

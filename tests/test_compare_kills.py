@@ -15,7 +15,7 @@ WORK = "import time\nfor i in range(5):\n    time.sleep(0.05)\n    print(number 
 RECORD = "from optbook.compare import record\nrecord(total=sum(range(number)), name=name)"
 # Starts processes by forking one that has loaded what executes notebooks, so that they start in no time.
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["optbook.compare.execution"])
+FORKED.set_forkserver_preload(["optbook.compare._execution"])
 
 
 @pytest.fixture(scope="module")

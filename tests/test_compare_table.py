@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from optbook import cli
 from optbook.compare import Run, report, table
 
-MODULE = importlib.import_module("optbook.compare.table")  # the package's `table` is the function
+MODULE = importlib.import_module("optbook.compare._table")  # the package's `table` is the function
 
 
 def recorded(quality, weights, **more):

@@ -2,13 +2,20 @@
 
 import importlib.metadata
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
+import refresh_notebooks
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optbook import cli, machine, notebooks
 
@@ -42,10 +49,58 @@ def test_execute_names_the_problem(tmp_path, source, said):
     assert said in run.problem
 
 
+def test_what_was_not_executed_keeps_no_outputs_and_cells_are_counted_as_they_stand(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "1 / 0", "", "2 / 0", "print(1)")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].metadata["tags"] = ["raises-exception"]
+    notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text="old")]
+    nbformat.write(notebook, path)
+    run = notebooks.execute(path)
+    assert run.problem == "code cell 3: ZeroDivisionError: division by zero"
+    assert not run.notebook.cells[3].outputs
+
+
+def regex_folded(text):
+    """What nbclient makes of carriage returns, in quadratic time."""
+    return re.sub(r".*\r(?=[^\n])", "", text)
+
+
+@given(st.text("ab\r\n"))
+def test_carriage_returns_are_folded_as_nbclient_does(text):
+    outputs = [nbformat.v4.new_output("stream", name="stdout", text=part) for part in (text[:3], text[3:])]
+    (merged,) = notebooks.one_of_each_stream(outputs)
+    assert merged.text == regex_folded(text)
+
+
+def test_streams_stand_where_each_began_and_stdout_first():
+    parts = [("stderr", "1"), ("stdout", "2"), ("stderr", "3"), ("stdout", "4")]
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in parts]
+    outputs.insert(2, nbformat.v4.new_output("display_data"))
+    merged = notebooks.one_of_each_stream(outputs)
+    assert [output.get("text") for output in merged] == ["24", "13", None]
+
+
+def test_ctrl_c_ends_the_command_and_its_kernel(tmp_path):
+    path = write_notebook(tmp_path / "slow.ipynb", "open('begun', 'w').close()\nimport time\ntime.sleep(60)")
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from optbook.cli import main\nmain()"
+    command = [sys.executable, "-c", code, "run", str(path), str(path), "--out", str(tmp_path / "out")]
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    started = process.children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert not alive
+
+
 def test_stable_keeps_what_is_meant_and_drops_the_rest(tmp_path):
     run = notebooks.execute(write_notebook(tmp_path / "a.ipynb", "print(1)"))
     run.notebook.cells[0].metadata["tags"] = ["solution"]
-    stable = notebooks.stable(run.notebook)
+    stable = refresh_notebooks.stable(run.notebook)
     assert dict(stable.cells[0].metadata) == {"tags": ["solution"]}
     assert stable.metadata.language_info == {"name": "python"}
 

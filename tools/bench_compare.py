@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from optbook import compare
-from optbook.compare.record import read_notebook
-from optbook.compare.values import from_command_line, product
+from optbook.compare._record import read_notebook
+from optbook.compare._values import from_command_line, product
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

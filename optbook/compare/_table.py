@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from optbook._files import replace_text
-from optbook.compare.runs import COLUMNS, OF_THE_RUN, runs
+from optbook.compare._runs import COLUMNS, OF_THE_RUN, runs
 
 # What is weighed against what, where the runs recorded it: pairs of names and what stands along the axis.
 QUALITY = "bits_per_byte", "bits per byte (less is better)"

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from optbook.compare.record import read_notebook, recorded_in
+from optbook.compare._record import read_notebook, recorded_in
 
 HIDDEN = ".optbook"
 COMPLETE, FAILED, MISSING = "complete", "failed", "missing"

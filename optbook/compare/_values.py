@@ -8,18 +8,24 @@ import json
 import re
 from pathlib import Path
 
-from optbook.compare.record import check_json
-from optbook.compare.runs import COLUMNS
+import yaml
+
+from optbook.compare._record import check_json
+from optbook.compare._runs import COLUMNS
 
 PLAIN = re.compile(r"[a-z0-9_+-][a-z0-9._+-]*")  # means the same on every file system, also where case does not count
+KIND = "tag:yaml.org,2002:"  # before bool, int, float, null, str: what YAML calls its types
+YAML_WORDS = ("", "~", "null", "true", "false")  # which mean what they say
+OTHER_BASE = re.compile(r"[-+]?0(o[0-7_]+|[0-9_]+)", re.IGNORECASE)  # 010, 0o10: ten or eight, by who reads
 LONGEST = 120  # characters of a name, of the 255 bytes that file systems allow
 
 
 def from_command_line(settings, file=None):
     """Lists of values by name, out of ``name=value,value`` strings and a YAML file that maps names to lists.
 
-    Values of a string are typed as by ``papermill -p``: True, False, None, integers, floats, else strings. The file has
-    YAML's own types; a value with a comma, a list or the string "1" can only be given there.
+    Values are typed as by ``papermill -p``: True, False, None, integers, floats, else strings. In the file, true, false
+    and null are what YAML says; what else means one thing in YAML and another on the command line is refused. A value
+    with a comma, a list or the string "1" can only be given there.
     """
     values = {}
     for setting in settings:
@@ -48,13 +54,32 @@ def _typed(text):
     return text
 
 
-def _from_yaml(file):
-    import yaml
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: ``1e-3`` is a number, and nobody's ``no``, ``010`` or ``1:30`` is taken for one."""
 
+    def resolve(self, kind, value, implicit):
+        tag = super().resolve(kind, value, implicit)
+        if kind is not yaml.ScalarNode or not implicit[0] or value in YAML_WORDS:  # [0]: without quotes
+            return tag
+        typed = KIND + {type(None): "null"}.get(type(_typed(value)), type(_typed(value)).__name__)
+        if OTHER_BASE.fullmatch(value) or tag not in (typed, KIND + "str"):
+            raise ValueError(f"{value} is not the same to YAML as to --set; quote text, write numbers plainly")
+        return typed
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{max(names, key=names.count)} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _from_yaml(file):
     try:
-        listed = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        listed = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}.") from None
     if not isinstance(listed, dict) or not all(isinstance(several, list) for several in listed.values()):
         raise ValueError(f"{file} must map names to lists of values, as in 'dtype: [float32, bfloat16]'.")
     return listed

@@ -5,12 +5,11 @@ import contextlib
 import importlib.metadata
 import json
 import tempfile
-import uuid
 from pathlib import Path
 
-from optbook.compare.record import read_notebook
-from optbook.compare.runs import FAILED, Run, is_complete, plan_run, read_run, require_same_notebook
-from optbook.compare.values import file_name, product, source_hash
+from optbook.compare._record import read_notebook
+from optbook.compare._runs import FAILED, HIDDEN, Run, is_complete, plan_run, read_run, require_same_notebook
+from optbook.compare._values import file_name, product, source_hash
 
 CONNECTION_TIMEOUT = "10s"
 
@@ -61,15 +60,16 @@ def sweep(notebook, values, out, jobs=1, scheduler=None, progress=lambda *_: Non
     for path, identity in to_do.items():
         require_same_notebook(path, identity)
     if to_do:
-        from optbook.compare.execution import Job  # not before: a finished sweep shall be seen to be finished at once
+        from optbook.compare._execution import Job  # not before: a finished sweep shall be seen to be finished at once
 
-        name, text, folder = uuid.uuid4().hex, json.dumps(source), Path(notebook).absolute().parent
-        with _on_cluster(scheduler) if scheduler else _here(jobs) as (pool, everywhere):
+        constant = json.dumps(source), Path(notebook).absolute().parent, 1 if scheduler else jobs
+        with _on_cluster(scheduler) if scheduler else concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             for path, identity in to_do.items():
                 plan_run(path, identity)
-            kernels = 1 if scheduler else jobs
-            work = [Job(name, text, folder, path, identity, kernels) for path, identity in to_do.items()]
-            _make(work, pool, everywhere, progress, len(planned))
+            with tempfile.NamedTemporaryFile(dir=out / HIDDEN, suffix=".going") as going:
+                work = [Job(path, identity, Path(going.name), *constant) for path, identity in to_do.items()]
+                for ended, run in enumerate(_made(work, pool), len(planned) - len(work) + 1):
+                    progress(run, ended, len(planned))
     return [read_run(path) for path in planned]
 
 
@@ -81,27 +81,18 @@ def _require_writable(out):
         raise type(error)(f"nothing can be written to {out}: {error.strerror}.") from None
 
 
-def _make(work, pool, everywhere, progress, total):
-    """Sees all jobs through; if it is interrupted, no kernel of theirs is left."""
-    from optbook.compare import execution
+def _made(work, pool):
+    """The runs of jobs, as they end; none is begun after the sweep has ended."""
+    from optbook.compare._execution import execute
 
-    futures, complete = {}, total - len(work)
-    try:
-        futures |= {pool.submit(execution.execute, job): job for job in work}
-        for ended, future in enumerate(concurrent.futures.as_completed(futures), complete + 1):
-            progress(_outcome(future, futures[future]), ended, total)
-    except ConnectionError:  # nobody is there to be told to stop
-        raise
-    except BaseException:  # Ctrl-C among them
-        everywhere(execution.stop, work[0].sweep)
-        for future in futures:
-            future.cancel()
-        raise
+    futures = {pool.submit(execute, job): job for job in work}
+    for future in concurrent.futures.as_completed(futures):
+        yield _outcome(future, futures[future])
 
 
 def _outcome(future, job):
     """The run of a job, which has failed too if whoever was to make it could not."""
-    from optbook.compare import execution
+    from optbook.compare import _execution
 
     if future.cancelled():  # not by us: Dask does so when its scheduler is gone
         raise ConnectionError("the Dask scheduler is gone; the same sweep will go on with what is missing.")
@@ -110,19 +101,9 @@ def _outcome(future, job):
         return future.result()
     problem = " ".join(f"the worker: {type(error).__name__}: {error}".split())
     try:
-        with execution.lock(job):
-            if not is_complete(job.path, job.identity):
-                execution.end(job, problem)
+        return _execution.give_up(job, problem)
     except OSError:  # not even this can be written, as on a full disk
         return Run(job.path, job.identity["parameters"], FAILED, problem)
-    return read_run(job.path)
-
-
-@contextlib.contextmanager
-def _here(jobs):
-    """Threads, each with one kernel at a time: kernels are processes, and all the work is theirs."""
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        yield pool, lambda function, *arguments: function(*arguments)
 
 
 @contextlib.contextmanager
@@ -139,4 +120,4 @@ def _on_cluster(scheduler):
     with client:
         workers = client.scheduler_info()["workers"].values()
         resources = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
-        yield client.get_executor(pure=False, resources=resources), client.run
+        yield client.get_executor(pure=False, resources=resources)
