@@ -8,14 +8,13 @@ import weakref
 import zipfile
 
 import jax
-import keras
 import keras_hub
 import numpy as np
 import psutil
 from jax import lax
 from jax import numpy as jnp
 
-from optbook import _files, memory
+from optbook import _files, _programs, memory
 from optbook._validation import check_count, check_inputs
 from optbook.backbone import OPTBackbone
 from optbook.tokens import token_label, tokenize_batch
@@ -133,7 +132,7 @@ def record_attention(model, inputs, layers=None, heads=None):
     label = functools.partial(token_label, preprocessor.tokenizer) if preprocessor else str
     tokens = [[label(token) for token in row] for row in token_ids.tolist()]  # before the pass, which takes longer
     weights = [weight.value for weight in backbone.weights]
-    scores = _scores(weakref.ref(reader), weights, token_ids, padding_mask, layers, np.asarray(heads))
+    scores = _scores_of(reader, weights, layers)(token_ids, padding_mask, np.asarray(heads))
     return AttentionRecord(
         weights=np.asarray(scores),  # on a CPU the same memory, no copy
         layers=layers,
@@ -156,13 +155,21 @@ def _reader(backbone):
         raise TypeError(f"attention is read out of an OPTBackbone, optbook's or KerasHub's, not of a {type(backbone)}.")
     if backbone not in _twins:
         made = []
+        config = backbone.get_config()
         random_state = random.getstate()  # initializers draw a seed each; these are never run
-        jax.eval_shape(lambda: made.append(OPTBackbone.from_config({**backbone.get_config(), "dropout": 0.0})))
+        jax.eval_shape(lambda: made.append(OPTBackbone.from_config({**config, "dropout": 0.0})))
+        jax.eval_shape(lambda: made.append(keras_hub.models.OPTBackbone.from_config(config)))
         random.setstate(random_state)
-        _twins[backbone] = made[0]
-    twin = _twins[backbone]
-    if [weight.shape for weight in twin.weights] != [weight.shape for weight in backbone.weights]:
-        raise ValueError("KerasHub's backbone has other weights than OPT's, as after enable_lora or quantize.")
+        twin, untouched = made
+        _twins[backbone] = twin, _programs.Structure([untouched]).entries
+    twin, untouched = _twins[backbone]
+    entries = _programs.Structure([backbone]).entries
+    if entries != untouched:
+        names = (new[0] for old, new in zip(untouched, entries) if old != new)
+        raise ValueError(
+            f"attention is read out of KerasHub's backbone as it was built, but {next(names, '') or 'a layer'} was "
+            "changed: give its weights to an optbook.OPTBackbone, and make the change there."
+        )
     return twin
 
 
@@ -224,26 +231,26 @@ def _check_memory(num_layers, num_asked_heads, num_heads, shape):
         )
 
 
-@functools.partial(jax.jit, static_argnames=("backbone", "layers"))
-def _scores(backbone, weights, token_ids, padding_mask, layers, heads):
-    """Attention scores of the asked layers and heads in one compiled forward pass.
+def _scores_of(reader, weights, layers):
+    """The compiled pass of `_scores` with these weights, in the order of ``reader.weights``."""
+    return _programs.program(_scores, reader, state_mapping=list(zip(reader.weights, weights)), layers=layers)
 
-    Shape (layers, batch, heads, T, T), float32. ``backbone`` is a weak reference, so that the compiled program, which
-    JAX keeps, keeps no model alive. Each layer's scores are written into one array, in place; to stack them would hold
-    them twice.
+
+def _scores(backbone, token_ids, padding_mask, heads, layers):
+    """Attention scores of the asked layers and heads in one forward pass: (layers, batch, heads, T, T), float32.
+
+    Each layer's scores are written into one array, in place; to stack them would hold them twice.
     """
-    backbone = backbone()
     batch, length = token_ids.shape
     recorded = jnp.zeros((len(layers), batch, len(heads), length, length), "float32")
-    with keras.StatelessScope(state_mapping=list(zip(backbone.weights, weights))):
-        x = backbone.embed(token_ids, padding_mask)
-        for index, layer in enumerate(backbone.transformer_layers[: max(layers) + 1]):
-            if index in layers:
-                x, scores = layer(x, decoder_padding_mask=padding_mask, return_attention_scores=True)
-                scores = jnp.take(scores, heads, axis=1, mode="clip")  # asked heads exist: no need to check again
-                recorded = lax.dynamic_update_index_in_dim(recorded, scores, layers.index(index), axis=0)
-            else:
-                x = layer(x, decoder_padding_mask=padding_mask)
+    x = backbone.embed(token_ids, padding_mask)
+    for index, layer in enumerate(backbone.transformer_layers[: max(layers) + 1]):
+        if index in layers:
+            x, scores = layer(x, decoder_padding_mask=padding_mask, return_attention_scores=True)
+            scores = jnp.take(scores, heads, axis=1, mode="clip")  # asked heads exist: no need to check again
+            recorded = lax.dynamic_update_index_in_dim(recorded, scores, layers.index(index), axis=0)
+        else:
+            x = layer(x, decoder_padding_mask=padding_mask)
     return recorded
 
 
@@ -285,7 +292,7 @@ def head_scores(backbone, length=None, batch_size=8, seed=0, weights=None):
     rows = np.concatenate([np.full((batch_size, 1), 2), span, span], axis=1).astype("int32")
     weights = [weight.value for weight in backbone.weights] if weights is None else weights
     every_layer, every_head = tuple(range(backbone.num_layers)), np.arange(backbone.num_heads)
-    scores = _scores(weakref.ref(reader), weights, rows, np.ones_like(rows), every_layer, every_head)
+    scores = _scores_of(reader, weights, every_layer)(rows, np.ones_like(rows), every_head)
     maps = np.asarray(scores).mean(axis=1)  # (layers, heads, T, T), averaged over rows
     second_copy = np.arange(span_length + 1, 2 * span_length + 1)
     later = np.arange(1, rows.shape[1])

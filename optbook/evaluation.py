@@ -1,17 +1,15 @@
 """How well a model predicts a text."""
 
 import dataclasses
-import functools
 import math
-import weakref
 
 import jax
-import keras
 import numpy as np
 import tqdm
 from jax import lax
 from jax import numpy as jnp
 
+from optbook import _programs
 from optbook._validation import check_causal_lm, check_count, check_inputs, check_text
 from optbook.presets import ASSETS
 from optbook.tokens import PAD, next_power_of_two, token_bytes, tokenize_batch
@@ -111,8 +109,8 @@ def token_losses(lm, token_ids, stride, max_length):
     total = len(token_ids)
     length = min(next_power_of_two(total), max_length)
     begins = range(0, max(total - max_length, 0) + stride, stride)
-    weights = [variable.value for variable in lm.variables]
-    operations = 2 * sum(weight.size for weight in weights) * length * len(begins)
+    operations = 2 * lm.count_params() * length * len(begins)
+    losses_of = _programs.program(_losses, lm)
     losses, counted = np.zeros(total, "float32"), np.ones(total, bool)
     done = 0  # tokens that windows before have predicted
     for begin in tqdm.tqdm(begins, desc="perplexity", unit="window", disable=operations < LONG):
@@ -120,7 +118,7 @@ def token_losses(lm, token_ids, stride, max_length):
         inputs = {"token_ids": np.full((1, length), PAD, "int32"), "padding_mask": np.zeros((1, length), "int32")}
         inputs["token_ids"][0, : len(window)] = window
         inputs["padding_mask"][0, : len(window)] = 1
-        of_window = np.asarray(_losses(weakref.ref(lm), weights, inputs))
+        of_window = np.asarray(losses_of(inputs))
         end = begin + len(window)
         losses[done:end] = of_window[done - begin : len(window)]
         counted[begin] = begin < done
@@ -128,20 +126,10 @@ def token_losses(lm, token_ids, stride, max_length):
     return losses, counted
 
 
-@functools.partial(jax.jit, static_argnames="lm")
-def _losses(lm, weights, inputs):
-    """Negative log likelihood of each token of a window given those before it, (T,) float32; 0 for the first.
-
-    ``lm`` is a weak reference, so that the compiled program, which JAX keeps, keeps no model alive.
-    """
-    logits = logits_with(lm(), weights, inputs)[0, :-1]  # (T - 1, vocabulary_size)
+def _losses(lm, inputs):
+    """Negative log likelihood of each token of a window given those before it, (T,) float32; 0 for the first."""
+    logits = lm(inputs, training=False)[0, :-1]  # (T - 1, vocabulary_size)
     logits = lax.optimization_barrier(logits).astype("float32")  # else XLA computes them anew for each of their uses
     targets = inputs["token_ids"][0, 1:, None]
     losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets, axis=-1)[:, 0]
     return jnp.concatenate([jnp.zeros(1), losses])
-
-
-def logits_with(lm, weights, inputs):
-    """Logits of ``lm`` with these weights in place of its own, inside a program: (batch, T, vocabulary_size)."""
-    with keras.StatelessScope(state_mapping=list(zip(lm.variables, weights))):
-        return lm(inputs, training=False)

@@ -1,9 +1,8 @@
-"""Text that a model writes: KerasHub's generation, compiled once for many prompts, and only of ids that decode."""
+"""Text that a model writes: KerasHub's samplers, compiled once for many prompts, and only ids that decode."""
 
 import copy
-import functools
+import itertools
 import operator
-import weakref
 
 import jax
 import keras
@@ -12,6 +11,7 @@ import numpy as np
 import tqdm
 from keras import ops
 
+from optbook import _programs
 from optbook._validation import check_causal_lm, check_count, check_inputs
 from optbook.layers import MASKED_SCORE
 from optbook.tokens import PAD, next_power_of_two, tokenize_batch
@@ -30,7 +30,7 @@ def generate(
     stop_token_ids="auto",
     strip_prompt=False,
 ):
-    """Continues texts by KerasHub's ``OPTCausalLM.generate_step`` and samplers.
+    """Continues texts as KerasHub's ``OPTCausalLM.generate`` does, by its samplers.
 
     The number of prompts and the length are padded to the next power of two (the length at least to 16, at most to the
     model's positions), so that prompts of 5, 6 and 7 tokens share one compiled program; it runs only to the length that
@@ -48,7 +48,8 @@ def generate(
         How many tokens each text has at most, its start token and prompt among them. Give one of the two; without
         either it is the preprocessor's ``sequence_length``, as in KerasHub.
     sampler : str or keras_hub.samplers.Sampler
-        Samplers of one class with equal settings share a compiled program.
+        Those of KerasHub share a compiled program where they have one class and equal settings; with one of a class
+        of your own a program is made anew at every call.
     seed : int, optional
         The same seed gives the same texts for the same prompts, whatever was sampled before. Without one a sampler
         goes on from its own state.
@@ -71,7 +72,7 @@ def generate(
         token that is the padding, a seed that is not one of 32 bits.
     """
     check_causal_lm(lm)
-    sampling = _Sampling(sampler)
+    sampler = _sampler(sampler)
     stops = _stops(stop_token_ids, lm.preprocessor.tokenizer)
     tokenizer, backbone = lm.preprocessor.tokenizer, lm.backbone
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -83,23 +84,16 @@ def generate(
     length = min(max(next_power_of_two(ends.max()), SHORTEST), backbone.max_sequence_length)
     inputs = _pad(inputs, next_power_of_two(len(texts)), length, stops)
     has_token = np.isin(np.arange(backbone.vocabulary_size), list(tokenizer.vocabulary.values()))
-    weights = [variable.value for variable in lm.variables]
     steps = ends.max() - starts.min()
-    is_long = bool(steps * sum(weight.nbytes for weight in weights) > LONG)
-    with _Bar(total=steps, desc="generate", unit="token", disable=not is_long):
-        token_ids, state = _run(
-            weakref.ref(lm),
-            sampling,
-            stops,
-            is_long,
-            weights,
-            sampling.state(seed),
-            inputs,
-            has_token,
-            length - ends.max(),
-        )
+    is_long = bool(steps * sum(variable.value.nbytes for variable in lm.variables) > LONG)
+    run = _programs.program(
+        _run, lm, sampler, state_mapping=_seeded(sampler, seed), stops=stops, tells_progress=is_long
+    )
+    with _Bar(total=steps, desc="generate", unit="token", disable=not is_long) as bar:
+        token_ids, state = run(inputs, has_token, length - ends.max(), bar.number)
         token_ids = np.asarray(token_ids)
-    sampling.keep(state)
+    for variable, value in zip(sampler.variables, state):
+        variable.assign(value)
 
     added = [_until(row[start:end], stops) for row, start, end in zip(token_ids, starts, ends)]
     added = [tokenizer.detokenize(ids[~np.isin(ids, tokenizer.special_token_ids)].tolist()) for ids in added]
@@ -107,105 +101,92 @@ def generate(
     return written[0] if isinstance(prompts, str) else written
 
 
-class _Sampling:
-    """A sampler as a compiled program sees it: equal to another of its class and settings, whatever their random state.
+def _sampler(sampler):
+    sampler = keras_hub.samplers.get(sampler)
+    if not isinstance(sampler, keras_hub.samplers.Sampler):
+        raise ValueError(f"sampler must be the name of a KerasHub sampler, as 'top_p', or one, but is {sampler!r}.")
+    if not getattr(sampler, "temperature", 1) > 0:
+        raise ValueError(f"temperature must be above 0, but is {sampler.temperature}; 'greedy' is its limit.")
+    return sampler
 
-    A program is compiled with one sampler and run with the state of any equal one.
-    """
 
-    def __init__(self, sampler):
-        self.sampler = keras_hub.samplers.get(sampler)
-        if not isinstance(self.sampler, keras_hub.samplers.Sampler):
-            raise ValueError(f"sampler must be the name of a KerasHub sampler, as 'top_p', or one, but is {sampler!r}.")
-        if not getattr(self.sampler, "temperature", 1) > 0:
-            raise ValueError(f"temperature must be above 0, but is {self.sampler.temperature}; 'greedy' is its limit.")
-        settings = {name: value for name, value in vars(self.sampler).items() if "seed" not in name}
-        self.key = type(self.sampler), repr(sorted(settings.items()))
-
-    def __eq__(self, other):
-        return self.key == other.key
-
-    def __hash__(self):
-        return hash(self.key)
-
-    def state(self, seed):
-        if seed is None:
-            return [variable.value for variable in self.sampler.variables]
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be an int in 0 … {2**32 - 1}, but is {seed!r}.")
-        return [keras.random.SeedGenerator(int(seed)).state.value for _ in self.sampler.variables]
-
-    def keep(self, state):
-        for variable, value in zip(self.sampler.variables, state):
-            variable.assign(value)
+def _seeded(sampler, seed):
+    """The sampler's random state as it starts from a seed: pairs of variable and value, none without a seed."""
+    if seed is None:
+        return []
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an int in 0 … {2**32 - 1}, but is {seed!r}.")
+    return [(variable, keras.random.SeedGenerator(int(seed)).state.value) for variable in sampler.variables]
 
 
 class _Bar(tqdm.tqdm):
-    """A progress bar that a compiled program can move on."""
+    """A progress bar that a compiled program can move on, by its number."""
 
-    running = None
+    shown = {}
+    numbers = itertools.count()
 
     def __enter__(self):
-        _Bar.running = self
+        self.number = next(_Bar.numbers)
+        _Bar.shown[self.number] = self
         return super().__enter__()
 
     def __exit__(self, *error):
         jax.effects_barrier()  # what the program has still to tell
+        del _Bar.shown[self.number]
         return super().__exit__(*error)
 
 
-@functools.partial(jax.jit, static_argnames=("lm", "sampling", "stops", "tells_progress"))
-def _run(lm, sampling, stops, tells_progress, weights, state, inputs, has_token, unused):
-    """KerasHub's generation of one batch: ids of shape (batch, T), and the sampler's state after it.
+def _run(lm, sampler, inputs, has_token, unused, bar_number, stops, tells_progress):
+    """What the sampler makes of one batch: ids of shape (batch, T), and the sampler's state after it.
 
-    ``lm`` is a weak reference, so that the compiled program, which JAX keeps, keeps no model alive. The last ``unused``
-    positions are not generated. JAX cannot keep a program that tells its progress between processes: short runs do not.
+    The last ``unused`` positions are not generated. JAX cannot keep a program that tells its progress between
+    processes: short runs do not.
     """
-    lm, sampler = lm(), sampling.sampler
+    prompt, mask = inputs["token_ids"], inputs["padding_mask"]
+    backbone = lm.backbone
+    weights = [(variable, variable.value) for variable in _programs.Structure([lm]).variables]
 
-    def restricted(next, cache, **kwargs):
-        """The sampler with what `generate` adds to KerasHub's; ``generate_step`` calls it in the sampler's place."""
+    def next_logits(prompt, caches, index):
+        if tells_progress:
+            jax.debug.callback(lambda number: _Bar.shown[int(number)].update(), bar_number)
+        token_ids = ops.slice(prompt, [0, index - 1], [ops.shape(prompt)[0], 1])
+        with keras.StatelessScope(state_mapping=weights):  # the loop of a sampler is in a scope without them
+            hidden_states, caches = _hidden_states(backbone, token_ids, caches, index - 1)  # (batch, 1, hidden_dim)
+            logits = backbone.token_embedding(hidden_states, reverse=True)[:, 0]  # (batch, vocabulary_size)
+        return ops.where(has_token, ops.cast(logits, "float32"), MASKED_SCORE), hidden_states[:, 0], caches
 
-        def next_with_token(prompt, caches, index):
-            if tells_progress:
-                jax.debug.callback(lambda: _Bar.running.update())
-            logits, hidden_states, caches = _next_logits(lm, prompt, caches, index - 1)
-            return ops.where(has_token, ops.cast(logits, "float32"), MASKED_SCORE), hidden_states, caches
+    def run_loop(cond, body, maximum_iterations, **kwargs):
+        return sampler.run_loop(cond, body, maximum_iterations=maximum_iterations - unused, **kwargs)
 
-        def run_loop(cond, body, maximum_iterations, **kwargs):
-            return sampler.run_loop(cond, body, maximum_iterations=maximum_iterations - unused, **kwargs)
-
-        limited = copy.copy(sampler)
-        limited.run_loop = run_loop
-        caches = tuple(cache[:, layer] for layer in range(lm.backbone.num_layers))
-        return limited(next=next_with_token, cache=caches, **kwargs)
-
-    compiled_with = lm.sampler
-    mapping = [*zip(sampler.variables, state), *zip(lm.variables, weights)]
-    with keras.StatelessScope(state_mapping=mapping) as scope:
-        lm.sampler = restricted
-        try:
-            outputs = lm.generate_step(inputs, stop_token_ids=stops)
-        finally:
-            lm.sampler = compiled_with
-    return outputs["token_ids"], [scope.get_current_value(variable) for variable in sampler.variables]
+    batch, length = prompt.shape
+    shape = batch, 2, length, backbone.num_heads, backbone.hidden_dim // backbone.num_heads
+    caches = tuple(ops.zeros(shape, dtype=lm.compute_dtype) for _ in backbone.transformer_layers)
+    hidden_states, caches = _hidden_states(backbone, prompt, caches, 0)
+    limited = copy.copy(sampler)
+    limited.run_loop = run_loop
+    token_ids = limited(
+        next=next_logits,
+        prompt=prompt,
+        cache=caches,
+        index=ops.min(ops.sum(ops.cast(mask, "int32"), axis=-1)),
+        mask=mask,
+        stop_token_ids=stops,
+        hidden_states=hidden_states,
+    )
+    return token_ids, [variable.value for variable in sampler.variables]
 
 
-def _next_logits(lm, prompt, caches, position):
-    """``OPTCausalLM.call_with_cache`` of one token, with a cache for each layer: XLA updates those in place.
+def _hidden_states(backbone, token_ids, caches, position):
+    """The last hidden states of tokens that stand from ``position`` on, (batch, T, hidden_dim), and the new caches.
 
-    KerasHub stacks the layers' caches into one array, which is copied for every token. Returns logits of shape
-    (batch, vocabulary_size), hidden states of shape (batch, hidden_dim) and the new caches.
+    A cache for each layer, since XLA updates those in place; KerasHub stacks them into one array, which is copied for
+    every token.
     """
-    backbone, updated = lm.backbone, []
-    token_ids = ops.slice(prompt, [0, position], [ops.shape(prompt)[0], 1])
-    x = backbone.embeddings(token_ids, start_index=position)  # (batch, 1, hidden_dim)
+    x, updated = backbone.embeddings(token_ids, start_index=position), []
     for layer, cache in zip(backbone.transformer_layers, caches):
         x, cache = layer(x, self_attention_cache=cache, self_attention_cache_update_index=position)
         updated.append(cache)
-    x = backbone.layer_norm(x)
-    logits = backbone.token_embedding(x, reverse=True)
-    return ops.squeeze(logits, axis=1), ops.squeeze(x, axis=1), tuple(updated)
+    return backbone.layer_norm(x), tuple(updated)
 
 
 def _stops(stop_token_ids, tokenizer):

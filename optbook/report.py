@@ -1,10 +1,8 @@
 """What a preset report measures: its parameters checked, the cost of work, and how far one model is from another."""
 
 import dataclasses
-import functools
 import threading
 import time
-import weakref
 from pathlib import Path
 
 import jax
@@ -12,9 +10,9 @@ import numpy as np
 import psutil
 from jax import numpy as jnp
 
-from optbook import memory, presets
+from optbook import _programs, memory, presets
 from optbook._validation import check_causal_lm, check_count, check_inputs, check_text
-from optbook.evaluation import HELD_OUT_TEXT, logits_with
+from optbook.evaluation import HELD_OUT_TEXT
 from optbook.tokens import tokenize_batch
 
 SHORTEST = 8  # tokens; a head that looks back needs something behind it
@@ -248,13 +246,11 @@ def next_token_logits(lm, token_ids):
     check_causal_lm(lm)
     inputs = {"token_ids": token_ids, "padding_mask": np.ones(np.shape(token_ids), "int32")}
     check_inputs(inputs, lm.backbone.vocabulary_size, lm.backbone.max_sequence_length)
-    return _logits(weakref.ref(lm), [variable.value for variable in lm.variables], token_ids)
+    return _programs.program(_logits, lm)(token_ids)
 
 
-@functools.partial(jax.jit, static_argnames="lm")
-def _logits(lm, weights, token_ids):
-    """``lm`` is a weak reference, so that the compiled program, which JAX keeps, keeps no model alive."""
-    return logits_with(lm(), weights, {"token_ids": token_ids, "padding_mask": jnp.ones_like(token_ids)})
+def _logits(lm, token_ids):
+    return lm({"token_ids": token_ids, "padding_mask": jnp.ones_like(token_ids)}, training=False)
 
 
 def distance(lm, reference, token_ids):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import optbook
-from optbook import generation
+from optbook import _programs, generation
 from optbook.generation import generate
 
 PROMPTS = ["The old house was", "She looked up.", "It is a truth universally acknowledged, that a single"]
@@ -48,7 +48,7 @@ def bars(monkeypatch):
 
 
 def programs():
-    return generation._run._cache_size()
+    return _programs._compiled._cache_size()
 
 
 def test_greedy_text_is_keras_hubs_for_either_backbone(lm, keras_hub_lm):

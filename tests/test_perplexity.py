@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import optbook
-from optbook import evaluation
+from optbook import _programs, evaluation
 from optbook.evaluation import HELD_OUT_TEXT, token_losses
 
 TEXT = "She looked up, and saw that the old house was empty.\nIt had been cold for years. — Zoë"
@@ -108,10 +108,10 @@ def test_keras_hubs_backbone_loses_the_same(lm):
 
 def test_all_windows_share_a_program_whatever_the_stride(lm):
     optbook.perplexity(lm, TEXT, max_length=16, stride=16)
-    before = evaluation._losses._cache_size()
+    before = _programs._compiled._cache_size()
     optbook.perplexity(lm, TEXT, max_length=16, stride=5)
     optbook.perplexity(lm, TEXT[:-10], max_length=16)
-    assert evaluation._losses._cache_size() == before
+    assert _programs._compiled._cache_size() == before
 
 
 def test_without_a_stride_it_is_half_the_window_and_without_a_window_all_positions(lm):
