@@ -82,7 +82,7 @@ def test_scores_far_below_zero_leave_forbidden_keys_nothing(inputs):
     for layer in model.transformer_layers:
         layer.self_attention.query_dense.bias.assign(np.full((4, 8), 30.0))
         layer.self_attention.key_dense.bias.assign(np.full((4, 8), -30.0))
-    scores = optbook.record_attention(model, inputs).scores
+    scores = optbook.record_attention(model, inputs).weights
     allowed = np.broadcast_to(allowed_keys(inputs), scores.shape[1:])
     assert (scores[:, ~allowed] == 0).all()
     np.testing.assert_allclose(scores.sum(axis=-1)[:, allowed.any(axis=-1)], 1, atol=1e-5)

@@ -125,7 +125,7 @@ EDITS = [
 
 
 def record_attention(lm):
-    return optbook.record_attention(lm, INPUTS).scores
+    return optbook.record_attention(lm, INPUTS).weights
 
 
 def perplexity(lm):
