@@ -165,7 +165,7 @@ def _reader(backbone):
     twin, untouched = _twins[backbone]
     entries = _programs.Structure([backbone]).entries
     if entries != untouched:
-        names = (new[0] for old, new in zip(untouched, entries) if old != new)
+        names = (new[0] for old, new in zip(untouched, entries) if old != new and new[0] != "attributes")
         raise ValueError(
             f"attention is read out of KerasHub's backbone as it was built, but {next(names, '') or 'a layer'} was "
             "changed: give its weights to an optbook.OPTBackbone, and make the change there."
