@@ -59,7 +59,7 @@ def pytest_runtest_teardown(item, nextitem):
 
 def pytest_terminal_summary(terminalreporter):
     reports = [*terminalreporter.getreports(""), *terminalreporter.getreports("error")]
-    peaks = {report.fspath: dict(report.user_properties).get("kernel_peak_mb") for report in reports}
+    peaks = {report.fspath: dict(getattr(report, "user_properties", ())).get("kernel_peak_mb") for report in reports}
     for path, peak_mb in sorted(peaks.items()):
         if peak_mb:
             terminalreporter.write_line(f"{path}: the kernel reached {peak_mb:.0f} MB")

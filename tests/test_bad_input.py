@@ -183,7 +183,7 @@ def test_the_highest_and_lowest_id_and_a_boolean_mask_are_fine(backbone):
 
 WRONG_MASKS = [[[0.0, -1e9]], [[0.5, 1.0]], [[float("nan"), 1.0]], [[2, 1]], [[-1, 1]]]
 RECORD = optbook.AttentionRecord(
-    scores=np.tril(np.ones((1, 1, 1, 2, 2), "float32")) / np.array([1, 2], "float32")[:, None],
+    weights=np.tril(np.ones((1, 1, 1, 2, 2), "float32")) / np.array([1, 2], "float32")[:, None],
     layers=(0,),
     heads=(0,),
     tokens=[["a", "b"]],

@@ -13,7 +13,7 @@ from hub_stand_in import StandIn, Worker, closed_port
 from optbook.presets import ASSETS, hubs
 
 CONFIG = json.dumps({"registered_name": "keras_hub>OPTBackbone", "config": {}}).encode()
-TOKENIZER = {"assets/tokenizer/vocabulary.json": b"{}", "assets/tokenizer/merges.txt": b"#"}
+TOKENIZER = {"assets/tokenizer/vocabulary.json": b"{}", "assets/tokenizer/merges.txt": b"#", "tokenizer.json": b"{}"}
 NOT_NEEDED = {"task.json": b"{}", "preprocessor.json": b"{}", "metadata.json": b"{}", "README.md": b"x"}
 SINGLE = {"config.json": CONFIG, **TOKENIZER, **NOT_NEEDED, "model.weights.h5": b"weights" * 1000}
 SHARDS = {"model_00000.weights.h5": b"first", "model_00001.weights.h5": b"second", "model_00002.weights.h5": b"third"}
