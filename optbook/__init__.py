@@ -16,7 +16,7 @@ _HOMES = {
     "AttentionRecord": "attention",
     "OPTBackbone": "backbone",
     "Perplexity": "evaluation",
-    "causal_lm": "presets",
+    "causal_lm": "backbone",
     "checks": None,
     "compare": None,
     "doctor": "machine",

@@ -186,3 +186,20 @@ class OPTBackbone(keras_hub.models.Backbone):
         if self.embedding_dim != self.hidden_dim:
             config["embedding_dim"] = self.embedding_dim
         return config
+
+
+def causal_lm(preset=preset_files.DEFAULT, sequence_length=None, **kwargs):
+    """``keras_hub.models.OPTCausalLM`` around our backbone: generate, fit, LoRA and samplers as KerasHub has them.
+
+    Parameters
+    ----------
+    preset : str or path
+        As for ``OPTBackbone.from_preset``, to which ``kwargs`` go too.
+    sequence_length : int, optional
+        Length to which the preprocessor pads and cuts; the backbone's ``max_sequence_length`` when left out.
+    """
+    backbone = OPTBackbone.from_preset(preset, **kwargs)
+    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(
+        preset_files.tokenizer(preset), sequence_length=sequence_length or backbone.max_sequence_length
+    )
+    return keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)

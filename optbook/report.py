@@ -12,6 +12,7 @@ from jax import numpy as jnp
 
 from optbook import _programs, memory, presets
 from optbook._validation import check_causal_lm, check_count, check_inputs, check_text
+from optbook.backbone import causal_lm
 from optbook.evaluation import HELD_OUT_TEXT
 from optbook.tokens import tokenize_batch
 
@@ -301,7 +302,7 @@ def reference_model(chosen, lm):
     if ours.vocabulary != theirs.vocabulary:
         return None, f"no distance: {chosen.preset} and {name} have different tokenizers."
     try:
-        return presets.causal_lm(name, dtype="float32"), None
+        return causal_lm(name, dtype="float32"), None
     except MemoryError as error:
         return None, f"no distance: {error}"
 

@@ -3,7 +3,6 @@
 from optbook.presets.hugging_face_files import export
 from optbook.presets.keras_hub_files import save_backbone
 from optbook.presets.loading import (
-    causal_lm,
     load_weights,
     preset_config,
     preset_folder,
@@ -27,7 +26,6 @@ __all__ = [
     "EMBEDDED",
     "PUBLISHED",
     "all_presets",
-    "causal_lm",
     "export",
     "load_weights",
     "parameter_count",

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import keras_hub
-
 from optbook._files import read_json
 from optbook.presets import _pieces, hubs, hugging_face_files, keras_hub_files, tokenizer_files
 from optbook.presets.table import ASSETS, DEFAULT, EMBEDDED, all_presets, published_config
@@ -87,22 +85,3 @@ def tokenizer(preset=DEFAULT):
     if hugging_face_files.is_hugging_face(read_json(folder / "config.json")):
         return tokenizer_files.read_hugging_face(folder)
     return tokenizer_files.read_keras_hub(folder / "assets" / "tokenizer", folder / "tokenizer.json")
-
-
-def causal_lm(preset=DEFAULT, sequence_length=None, **kwargs):
-    """``keras_hub.models.OPTCausalLM`` around our backbone: generate, fit, LoRA and samplers as KerasHub has them.
-
-    Parameters
-    ----------
-    preset : str or path
-        As for ``OPTBackbone.from_preset``, to which ``kwargs`` go too.
-    sequence_length : int, optional
-        Length to which the preprocessor pads and cuts; the backbone's ``max_sequence_length`` when left out.
-    """
-    from optbook.backbone import OPTBackbone
-
-    backbone = OPTBackbone.from_preset(preset, **kwargs)
-    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(
-        tokenizer(preset), sequence_length=sequence_length or backbone.max_sequence_length
-    )
-    return keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)
