@@ -3,6 +3,7 @@
 import copy
 import traceback
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,10 +42,15 @@ def ask(function, *arguments, hints=None):
         hint = next((hint for words, hint in (hints or {}).items() if words in str(error)), "")
         raise NotYet(f"your function stopped{where} with {type(error).__name__}: {text}{hint}") from error
     for before, after in zip(arguments, given):
-        same = np.array_equal(before, after) if isinstance(before, np.ndarray) else before is after or before == after
-        require(same, "your function changed what it was given: work on a copy.")
+        require(_is_same(before, after), "your function changed what it was given: work on a copy.")
     require(answer is not None, "nothing written yet: your function returned None, so its last line needs a return.")
     return answer
+
+
+def _is_same(before, after):
+    (leaves, structure), (others, other_structure) = jax.tree.flatten(before), jax.tree.flatten(after)
+    equal = (one is other or np.array_equal(one, other) for one, other in zip(leaves, others))
+    return structure == other_structure and all(equal)
 
 
 def numbers(answer):
