@@ -1,5 +1,6 @@
 """What a token is, byte by byte, and how to write it under a picture; and how texts become the batch a model reads."""
 
+import functools
 import os
 import re
 
@@ -61,30 +62,22 @@ def visible(text):
     return "".join(c if c.isprintable() and not _BLANK.match(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
-def tokenize_batch(tokenizer, texts):
-    """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask.
+def _spells_texts(function):
+    """Decorates `tokenize_batch`: what its vocabulary cannot spell would be left out of the batch without a word."""
 
-    Raises
-    ------
-    ValueError, TypeError
-        Where there is no text, or what is no text; for one that the vocabulary cannot spell, of which something would
-        be left out without a word.
-    """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise ValueError("there is no text: give one, or a list of at least one.")
-    rows = [[tokenizer.start_token_id, *_token_ids(tokenizer, number, text)] for number, text in enumerate(texts)]
-    length = max(len(row) for row in rows)
-    token_ids = np.full((len(rows), length), tokenizer.pad_token_id, "int32")
-    padding_mask = np.zeros((len(rows), length), "int32")
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row)] = row
-        padding_mask[i, : len(row)] = 1
-    return {"token_ids": token_ids, "padding_mask": padding_mask}
+    @functools.wraps(function)
+    def checked(tokenizer, texts):
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("there is no text: give one, or a list of at least one.")
+        for number, text in enumerate(texts):
+            _check_spelled(tokenizer, number, text)
+        return function(tokenizer, texts)
+
+    return checked
 
 
-def _token_ids(tokenizer, number, text):
-    """The ids of one text, which they give back."""
+def _check_spelled(tokenizer, number, text):
     if not isinstance(text, str):
         raise TypeError(f"text {number} must be a str, but is {text!r}.")
     try:
@@ -92,13 +85,31 @@ def _token_ids(tokenizer, number, text):
     except UnicodeEncodeError as error:
         wrong = text[error.start]
         raise ValueError(f"text {number} is no Unicode text: {wrong!r} at {error.start} is a lone surrogate.") from None
-    token_ids = np.asarray(tokenizer(text)).tolist()
-    decoded = tokenizer.detokenize(token_ids)
+    decoded = tokenizer.detokenize(tokenizer(text))
     if decoded != text:
         start = len(os.path.commonprefix([text, decoded]))
         wrong, back = (f"{string[start : start + 20]!r}" for string in (text, decoded))
         raise ValueError(f"text {number} does not decode: of {wrong} at {start} its tokens give back {back}.")
-    return token_ids
+
+
+@_spells_texts
+def tokenize_batch(tokenizer, texts):
+    """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Where there is no text, or what is no text; for one that the vocabulary cannot spell.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    rows = [[tokenizer.start_token_id, *np.asarray(tokenizer(text)).tolist()] for text in texts]
+    length = max(len(row) for row in rows)
+    token_ids = np.full((len(rows), length), tokenizer.pad_token_id, "int32")
+    padding_mask = np.zeros((len(rows), length), "int32")
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row)] = row
+        padding_mask[i, : len(row)] = 1
+    return {"token_ids": token_ids, "padding_mask": padding_mask}
 
 
 def next_power_of_two(count):

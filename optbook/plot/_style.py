@@ -5,7 +5,7 @@ import functools
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import figure
 
 from optbook.plot._labels import SANS, drawable
 
@@ -28,7 +28,7 @@ STYLE = {
 }
 
 
-class _Figure(Figure):
+class Figure(figure.Figure):
     """A figure in this module's style, whatever style its reader has chosen for figures of their own."""
 
     def draw(self, renderer):
@@ -57,8 +57,8 @@ def figure_function(function):
 
 
 # Every figure of this package comes from one of the two.
-new_figure = functools.partial(plt.figure, FigureClass=_Figure)
-new_axes = functools.partial(plt.subplots, FigureClass=_Figure)
+new_figure = functools.partial(plt.figure, FigureClass=Figure)
+new_axes = functools.partial(plt.subplots, FigureClass=Figure)
 
 
 def grid_of_axes(down, across, size, between=(0, 0), left=0.0, right=0.0, top=0.0, bottom=0.0):
