@@ -130,11 +130,12 @@ def test_the_packages_text_is_the_default_and_the_preset_predicts_it_as_its_card
 
 
 def test_the_script_of_the_packages_text_takes_whole_lines():
-    from make_held_out_text import excerpt
+    from stories import excerpt
 
-    text = "".join(f"line {number} of a text\n" for number in range(9000))
-    assert text.startswith(excerpt(text)) and excerpt(text).endswith("\n")
-    assert 28_970 < len(excerpt(text)) <= 29_000
+    lines = [f"line {number} of a text" for number in range(9000)]
+    text = excerpt(lines, 29_000)
+    assert "\n".join(lines).startswith(text) and text.endswith("\n")
+    assert 28_970 < len(text) <= 29_000
 
 
 def test_no_compiled_program_keeps_a_model_alive():

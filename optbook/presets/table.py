@@ -7,7 +7,7 @@ import keras_hub
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
-# Trained by tools/train_presets.py and shipped inside the package.
+# Trained by the first edition's trainer (see their cards) and shipped inside the package.
 EMBEDDED = {
     "optbook_700k_en": "2 layers, trained on public-domain English for this book; the default of every chapter.",
     "optbook_4m_en": "4 layers, twice as wide, grown from the first and trained on a little; clearer heads.",
