@@ -77,7 +77,8 @@ def combined(function):
 
 
 def _softmax(scores):
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # a row of nothing but -inf becomes NaN, and a test is to find that
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
