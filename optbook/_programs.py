@@ -18,15 +18,22 @@ import numpy as np
 
 # Code of these packages is as it was written. Any other, as a notebook's, may read what changes between two calls: a
 # pass through it is traced anew every time.
-FIXED = {"builtins", "collections", "functools", "jax", "jaxlib", "keras", "keras_hub", "numpy", "operator"}
-FIXED |= {"optbook", "optree"}
+FIXED = {"builtins", "collections", "contextlib", "functools", "jax", "jaxlib", "keras", "keras_hub", "numpy"}
+FIXED |= {"operator", "optbook", "optree"}
 
-# What objects carry for building, training, naming and saving, and no forward pass reads.
-UNREAD = set(vars(keras.Model(name="bare")))
-UNREAD -= {"_dtype_policy", "_layers", "_remat_mode", "_supports_masking", "autocast"}
+# What objects carry for building, training, naming and saving, and no forward pass reads. What a new version of Keras
+# adds is read until it stands here.
+UNREAD = {"_allow_non_tensor_positional_args", "_auto_config", "_build_shapes_dict", "_called", "_inbound_nodes"}
+UNREAD |= {"_input_spec", "_lock", "_loss_ids", "_losses", "_losses_override", "_metrics", "_non_trainable_variables"}
+UNREAD |= {"_outbound_nodes", "_parent_path", "_path", "_seed_generators", "_tracker", "_trainable"}
+UNREAD |= {"_trainable_variables", "activity_regularizer", "build", "built", "name", "quantize", "supports_jit"}
+UNREAD |= {"_call_context_args", "_call_has_context_arg", "_call_has_mask_arg", "_call_has_training_arg"}  # of `call`
+UNREAD |= {"_call_signature", "call_signature_parameters"}
 UNREAD |= {"_functional_layer_ids", "_nodes", "_nodes_by_depth", "_operations_by_depth"}  # of a functional model
-UNREAD |= {"_compile_config", "_compiled_trainable_state"}  # of compile
-UNREAD |= {"_eval_epoch_iterator", "_jax_state", "history", "stop_training"}  # of fit
+UNREAD |= {"_compile_config", "_compile_loss", "_compile_metrics", "_compiled_trainable_state"}  # of compile
+UNREAD |= {"_compute_loss_has_training_arg", "_jit_compile", "_loss_tracker", "_run_eagerly", "compiled", "loss"}
+UNREAD |= {"steps_per_execution", "predict_function", "test_function", "train_function"}
+UNREAD |= {"_eval_epoch_iterator", "_initial_epoch", "_jax_state", "_jax_state_synced", "history", "stop_training"}
 UNREAD |= {"generate_function", "sampler"}  # `generate` has its own
 UNREAD |= {"_initial_seed", "seed"}  # what comes of it is a variable
 UNREAD_TYPES = (
@@ -162,11 +169,15 @@ class Structure:
         if isinstance(value, keras.Variable):
             self.entries.append((name, keras.Variable, value._autocast))
             self.variables.append(value)
-        elif isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
+        elif isinstance(value, np.ndarray | np.generic | jax.Array) and _is_plain(value.dtype):
             content = np.ascontiguousarray(value)
             digest = hashlib.sha256(content.view("uint8") if content.size else b"").digest()
             self.entries.append((name, kind, value.shape, str(value.dtype), digest))
         elif isinstance(value, types.MethodType):
+            if not self._is_fixed_class(kind):
+                raise ValueError(
+                    f"variable {value.path} is of a class of its own, {kind.__name__}: use a keras.Variable."
+                )
             self._add_all(name, kind, [value.__func__, value.__self__])
         elif isinstance(value, types.FunctionType):
             self._add_one_of_a_kind(name, value.__code__, _is_fixed_function(value))
@@ -205,6 +216,9 @@ class Structure:
         """What nothing but its identity tells from others."""
         self.is_fixed &= is_fixed
         self.entries.append((name, value if is_fixed else object()))
+        if isinstance(value, keras.Layer):
+            # A map of policies has one for the layer's path, and that is not read.
+            self.entries.append((value.compute_dtype, value.variable_dtype, value.quantization_mode))
 
     def _is_fixed_class(self, kind):
         if kind not in self._classes:
@@ -218,6 +232,11 @@ def _is_fixed(module):
 
 def _is_fixed_function(value):
     return _is_fixed(value.__globals__.get("__name__"))  # __module__ is what functools.wraps copies
+
+def _is_plain(dtype):
+    """Whether the bytes of an array are all of it; those of a random key, or of objects, are not."""
+    return isinstance(dtype, np.dtype) and not dtype.hasobject
+
 
 
 def _is_held(value):
