@@ -73,7 +73,7 @@ def program(function, *parts, state_mapping=(), **static):
     Raises
     ------
     ValueError
-        When a model names other layers than those its call runs.
+        When a model names other layers than those its call runs, or its call or a variable's class was replaced.
     """
     _check_layers(parts[0])
     structure = Structure(parts)
@@ -123,6 +123,9 @@ def _check_layers(model):
         run = [layer for layer in owner.layers if not isinstance(layer, keras.layers.InputLayer)]
         if len(run) != len(expected) or any(one is not other for one, other in zip(run, expected)):
             raise ValueError(f"the {name}'s layers were replaced, but its call runs the old ones: build a new {name}.")
+        own = getattr(owner.call, "__func__", None) is not keras_hub.models.Backbone.call
+        if own or vars(owner).keys() & {"call_with_cache", "embed"}:
+            raise ValueError(f"the {name}'s call was replaced, and passes run its layers: wrap a layer's call instead.")
     if backbone.token_embedding is not backbone.embeddings.token_embedding:
         raise ValueError("the token table at the input is not the one at the output: build a new backbone.")
     counts_over_mask = any(not isinstance(operation, keras.Layer) for operation in backbone.operations)
