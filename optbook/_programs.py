@@ -16,6 +16,8 @@ import keras
 import keras_hub
 import numpy as np
 
+from optbook import backbone, layers, masks
+
 # Code of these packages is as it was written. Any other, as a notebook's, may read what changes between two calls: a
 # pass through it is traced anew every time.
 FIXED = {"builtins", "collections", "contextlib", "functools", "jax", "jaxlib", "keras", "keras_hub", "numpy"}
@@ -48,6 +50,7 @@ UNREAD_TYPES = (
     keras.layers.InputLayer,
     keras_hub.models.Preprocessor,
 )
+READ_MODULES = keras.ops, backbone, layers, masks  # whose functions and constants a forward pass looks up
 PLAIN = type(None), bool, int, str, bytes, type(Ellipsis)
 
 
@@ -120,12 +123,12 @@ def _check_layers(model):
     if backbone is not model:
         graphs["model"] = model, [backbone, backbone.token_embedding]
     for name, (owner, expected) in graphs.items():
-        run = [layer for layer in owner.layers if not isinstance(layer, keras.layers.InputLayer)]
-        if len(run) != len(expected) or any(one is not other for one, other in zip(run, expected)):
-            raise ValueError(f"the {name}'s layers were replaced, but its call runs the old ones: build a new {name}.")
         own = getattr(owner.call, "__func__", None) is not keras_hub.models.Backbone.call
         if own or vars(owner).keys() & {"call_with_cache", "embed"}:
             raise ValueError(f"the {name}'s call was replaced, and passes run its layers: wrap a layer's call instead.")
+        run = [layer for layer in owner.layers if not isinstance(layer, keras.layers.InputLayer)]
+        if len(run) != len(expected) or any(one is not other for one, other in zip(run, expected)):
+            raise ValueError(f"the {name}'s layers were replaced, but its call runs the old ones: build a new {name}.")
     if backbone.token_embedding is not backbone.embeddings.token_embedding:
         raise ValueError("the token table at the input is not the one at the output: build a new backbone.")
     counts_over_mask = any(not isinstance(operation, keras.Layer) for operation in backbone.operations)
@@ -143,7 +146,7 @@ class Structure:
     variables : list of keras.Variable
         In the order in which they were met.
     is_fixed : bool
-        False where something was met that may change and not show it. Then ``entries`` equal no others.
+        False where something may change and not show it in ``entries``.
     """
 
     def __init__(self, parts):
@@ -151,7 +154,8 @@ class Structure:
         self._met, self._kept = {}, []  # kept, so that no id is given anew during the walk
         self._classes = {}
         self._add_all("", "parts", parts)
-        configuration = keras.config.floatx(), keras.config.is_flash_attention_enabled()
+        self.is_fixed &= all(map(_is_module_as_written, READ_MODULES))
+        configuration = keras.config.floatx(), keras.config.epsilon(), keras.config.is_flash_attention_enabled()
         self.entries.append((*configuration, keras.distribution.distribution()))
 
     def _add(self, name, value):
@@ -170,6 +174,10 @@ class Structure:
 
     def _add_new(self, name, value, kind):
         if isinstance(value, keras.Variable):
+            if not self._is_fixed_class(kind):
+                raise ValueError(
+                    f"variable {value.path} is of a class of its own, {kind.__name__}: use a keras.Variable."
+                )
             self.entries.append((name, keras.Variable, value._autocast))
             self.variables.append(value)
         elif isinstance(value, np.ndarray | np.generic | jax.Array) and _is_plain(value.dtype):
@@ -177,10 +185,6 @@ class Structure:
             digest = hashlib.sha256(content.view("uint8") if content.size else b"").digest()
             self.entries.append((name, kind, value.shape, str(value.dtype), digest))
         elif isinstance(value, types.MethodType):
-            if not self._is_fixed_class(kind):
-                raise ValueError(
-                    f"variable {value.path} is of a class of its own, {kind.__name__}: use a keras.Variable."
-                )
             self._add_all(name, kind, [value.__func__, value.__self__])
         elif isinstance(value, types.FunctionType):
             self._add_one_of_a_kind(name, value.__code__, _is_fixed_function(value))
@@ -212,6 +216,9 @@ class Structure:
     def _add_attributes(self, value):
         attributes = [item for item in vars(value).items() if item[0] not in UNREAD]
         self.entries.append(("attributes", len(attributes)))
+        if isinstance(value, keras.Layer):
+            # A map of policies has one for the layer's path, and that is not read.
+            self.entries.append((value.compute_dtype, value.variable_dtype, value.quantization_mode))
         for name, of_it in attributes:
             self._add(name, of_it)
 
@@ -219,14 +226,16 @@ class Structure:
         """What nothing but its identity tells from others."""
         self.is_fixed &= is_fixed
         self.entries.append((name, value if is_fixed else object()))
-        if isinstance(value, keras.Layer):
-            # A map of policies has one for the layer's path, and that is not read.
-            self.entries.append((value.compute_dtype, value.variable_dtype, value.quantization_mode))
 
     def _is_fixed_class(self, kind):
         if kind not in self._classes:
             self._classes[kind] = all(map(_is_as_written, kind.__mro__))
         return self._classes[kind]
+
+
+def _is_plain(dtype):
+    """Whether the bytes of an array are all of it; those of a random key, or of objects, are not."""
+    return isinstance(dtype, np.dtype) and not dtype.hasobject
 
 
 def _is_fixed(module):
@@ -235,11 +244,6 @@ def _is_fixed(module):
 
 def _is_fixed_function(value):
     return _is_fixed(value.__globals__.get("__name__"))  # __module__ is what functools.wraps copies
-
-def _is_plain(dtype):
-    """Whether the bytes of an array are all of it; those of a random key, or of objects, are not."""
-    return isinstance(dtype, np.dtype) and not dtype.hasobject
-
 
 
 def _is_held(value):
@@ -262,13 +266,26 @@ def _is_as_written(kind):
     """Whether a class is one of a fixed package, keeps its state in view, and nothing of it has been replaced."""
     if not _is_fixed(kind.__module__):
         return False
-    members = tuple(member for name, member in vars(kind).items() if name != "__slotnames__")  # copy.copy's cache
+    members = [member for name, member in vars(kind).items() if name != "__slotnames__"]  # copy.copy's cache
     if kind not in _written:
-        functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members]
-        is_of_others = any(isinstance(each, types.FunctionType) and not _is_fixed_function(each) for each in functions)
         has_slots = any(isinstance(member, types.MemberDescriptorType) for member in members)
         is_builtin = kind.__module__ == "builtins" and kind not in (object, list, tuple, dict)
-        if is_of_others or has_slots or is_builtin:
+        if has_slots or is_builtin:
             return False
-        _written[kind] = members
-    return _written[kind] == members
+    return _are_as_written(kind, members)
+
+
+def _is_module_as_written(module):
+    """Whether no function, class or constant of a module has been replaced."""
+    kinds = types.FunctionType, type, int, float
+    return _are_as_written(module, [member for member in vars(module).values() if isinstance(member, kinds)])
+
+
+def _are_as_written(holder, members):
+    """Whether members are those that were met first, with the same code, and none is of another package."""
+    functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members]
+    functions = [each for each in functions if isinstance(each, types.FunctionType)]
+    if holder not in _written and not all(map(_is_fixed_function, functions)):
+        return False
+    inner = [(each.__code__, each.__defaults__, each.__kwdefaults__) for each in functions]  # as a reload sets them
+    return _written.setdefault(holder, (members, inner)) == (members, inner)
