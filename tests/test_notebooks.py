@@ -131,7 +131,9 @@ CLASS_CELL = f"{sync_cells.MARK}{NAME}\n{sync_cells.package_source(NAME)}"
 
 
 def test_a_good_chapter_has_no_problems():
-    good = chapter(cell("import json"), cell("plot.lines({})", FIGURE), cell("print(1)", printed("1\n")), cell(CLASS_CELL))
+    good = chapter(
+        cell("import json"), cell("plot.lines({})", FIGURE), cell("print(1)", printed("1\n")), cell(CLASS_CELL)
+    )
     assert list(problems(good)) == []
 
 
