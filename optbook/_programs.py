@@ -16,17 +16,26 @@ import keras
 import keras_hub
 import numpy as np
 
+from optbook import backbone, layers, masks
+
 # Code of these packages is as it was written. Any other, as a notebook's, may read what changes between two calls: a
 # pass through it is traced anew every time.
-FIXED = {"builtins", "collections", "functools", "jax", "jaxlib", "keras", "keras_hub", "numpy", "operator"}
-FIXED |= {"optbook", "optree"}
+FIXED = {"builtins", "collections", "contextlib", "functools", "jax", "jaxlib", "keras", "keras_hub", "numpy"}
+FIXED |= {"operator", "optbook", "optree"}
 
-# What objects carry for building, training, naming and saving, and no forward pass reads.
-UNREAD = set(vars(keras.Model(name="bare")))
-UNREAD -= {"_dtype_policy", "_layers", "_remat_mode", "_supports_masking", "autocast"}
+# What objects carry for building, training, naming and saving, and no forward pass reads. What a new version of Keras
+# adds is read until it stands here.
+UNREAD = {"_allow_non_tensor_positional_args", "_auto_config", "_build_shapes_dict", "_called", "_inbound_nodes"}
+UNREAD |= {"_input_spec", "_lock", "_loss_ids", "_losses", "_losses_override", "_metrics", "_non_trainable_variables"}
+UNREAD |= {"_outbound_nodes", "_parent_path", "_path", "_seed_generators", "_tracker", "_trainable"}
+UNREAD |= {"_trainable_variables", "activity_regularizer", "build", "built", "name", "quantize", "supports_jit"}
+UNREAD |= {"_call_context_args", "_call_has_context_arg", "_call_has_mask_arg", "_call_has_training_arg"}  # of `call`
+UNREAD |= {"_call_signature", "call_signature_parameters"}
 UNREAD |= {"_functional_layer_ids", "_nodes", "_nodes_by_depth", "_operations_by_depth"}  # of a functional model
-UNREAD |= {"_compile_config", "_compiled_trainable_state"}  # of compile
-UNREAD |= {"_eval_epoch_iterator", "_jax_state", "history", "stop_training"}  # of fit
+UNREAD |= {"_compile_config", "_compile_loss", "_compile_metrics", "_compiled_trainable_state"}  # of compile
+UNREAD |= {"_compute_loss_has_training_arg", "_jit_compile", "_loss_tracker", "_run_eagerly", "compiled", "loss"}
+UNREAD |= {"steps_per_execution", "predict_function", "test_function", "train_function"}
+UNREAD |= {"_eval_epoch_iterator", "_initial_epoch", "_jax_state", "_jax_state_synced", "history", "stop_training"}
 UNREAD |= {"generate_function", "sampler"}  # `generate` has its own
 UNREAD |= {"_initial_seed", "seed"}  # what comes of it is a variable
 UNREAD_TYPES = (
@@ -41,6 +50,7 @@ UNREAD_TYPES = (
     keras.layers.InputLayer,
     keras_hub.models.Preprocessor,
 )
+READ_MODULES = keras.ops, backbone, layers, masks  # whose functions and constants a forward pass looks up
 PLAIN = type(None), bool, int, str, bytes, type(Ellipsis)
 
 
@@ -66,7 +76,7 @@ def program(function, *parts, state_mapping=(), **static):
     Raises
     ------
     ValueError
-        When a model names other layers than those its call runs.
+        When a model names other layers than those its call runs, or its call or a variable's class was replaced.
     """
     _check_layers(parts[0])
     structure = Structure(parts)
@@ -113,6 +123,9 @@ def _check_layers(model):
     if backbone is not model:
         graphs["model"] = model, [backbone, backbone.token_embedding]
     for name, (owner, expected) in graphs.items():
+        own = getattr(owner.call, "__func__", None) is not keras_hub.models.Backbone.call
+        if own or vars(owner).keys() & {"call_with_cache", "embed"}:
+            raise ValueError(f"the {name}'s call was replaced, and passes run its layers: wrap a layer's call instead.")
         run = [layer for layer in owner.layers if not isinstance(layer, keras.layers.InputLayer)]
         if len(run) != len(expected) or any(one is not other for one, other in zip(run, expected)):
             raise ValueError(f"the {name}'s layers were replaced, but its call runs the old ones: build a new {name}.")
@@ -133,7 +146,7 @@ class Structure:
     variables : list of keras.Variable
         In the order in which they were met.
     is_fixed : bool
-        False where something was met that may change and not show it. Then ``entries`` equal no others.
+        False where something may change and not show it in ``entries``.
     """
 
     def __init__(self, parts):
@@ -141,7 +154,8 @@ class Structure:
         self._met, self._kept = {}, []  # kept, so that no id is given anew during the walk
         self._classes = {}
         self._add_all("", "parts", parts)
-        configuration = keras.config.floatx(), keras.config.is_flash_attention_enabled()
+        self.is_fixed &= all(map(_is_module_as_written, READ_MODULES))
+        configuration = keras.config.floatx(), keras.config.epsilon(), keras.config.is_flash_attention_enabled()
         self.entries.append((*configuration, keras.distribution.distribution()))
 
     def _add(self, name, value):
@@ -160,9 +174,13 @@ class Structure:
 
     def _add_new(self, name, value, kind):
         if isinstance(value, keras.Variable):
+            if not self._is_fixed_class(kind):
+                raise ValueError(
+                    f"variable {value.path} is of a class of its own, {kind.__name__}: use a keras.Variable."
+                )
             self.entries.append((name, keras.Variable, value._autocast))
             self.variables.append(value)
-        elif isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype != object:
+        elif isinstance(value, np.ndarray | np.generic | jax.Array) and _is_plain(value.dtype):
             content = np.ascontiguousarray(value)
             digest = hashlib.sha256(content.view("uint8") if content.size else b"").digest()
             self.entries.append((name, kind, value.shape, str(value.dtype), digest))
@@ -198,6 +216,9 @@ class Structure:
     def _add_attributes(self, value):
         attributes = [item for item in vars(value).items() if item[0] not in UNREAD]
         self.entries.append(("attributes", len(attributes)))
+        if isinstance(value, keras.Layer):
+            # A map of policies has one for the layer's path, and that is not read.
+            self.entries.append((value.compute_dtype, value.variable_dtype, value.quantization_mode))
         for name, of_it in attributes:
             self._add(name, of_it)
 
@@ -210,6 +231,11 @@ class Structure:
         if kind not in self._classes:
             self._classes[kind] = all(map(_is_as_written, kind.__mro__))
         return self._classes[kind]
+
+
+def _is_plain(dtype):
+    """Whether the bytes of an array are all of it; those of a random key, or of objects, are not."""
+    return isinstance(dtype, np.dtype) and not dtype.hasobject
 
 
 def _is_fixed(module):
@@ -240,13 +266,26 @@ def _is_as_written(kind):
     """Whether a class is one of a fixed package, keeps its state in view, and nothing of it has been replaced."""
     if not _is_fixed(kind.__module__):
         return False
-    members = tuple(member for name, member in vars(kind).items() if name != "__slotnames__")  # copy.copy's cache
+    members = [member for name, member in vars(kind).items() if name != "__slotnames__"]  # copy.copy's cache
     if kind not in _written:
-        functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members]
-        is_of_others = any(isinstance(each, types.FunctionType) and not _is_fixed_function(each) for each in functions)
         has_slots = any(isinstance(member, types.MemberDescriptorType) for member in members)
         is_builtin = kind.__module__ == "builtins" and kind not in (object, list, tuple, dict)
-        if is_of_others or has_slots or is_builtin:
+        if has_slots or is_builtin:
             return False
-        _written[kind] = members
-    return _written[kind] == members
+    return _are_as_written(kind, members)
+
+
+def _is_module_as_written(module):
+    """Whether no function, class or constant of a module has been replaced."""
+    kinds = types.FunctionType, type, int, float
+    return _are_as_written(module, [member for member in vars(module).values() if isinstance(member, kinds)])
+
+
+def _are_as_written(holder, members):
+    """Whether members are those that were met first, with the same code, and none is of another package."""
+    functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members]
+    functions = [each for each in functions if isinstance(each, types.FunctionType)]
+    if holder not in _written and not all(map(_is_fixed_function, functions)):
+        return False
+    inner = [(each.__code__, each.__defaults__, each.__kwdefaults__) for each in functions]  # as a reload sets them
+    return _written.setdefault(holder, (members, inner)) == (members, inner)

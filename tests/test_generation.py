@@ -181,6 +181,22 @@ def test_ids_without_a_token_never_come_out(lm):
     assert all(len(text) > len(prompt) + 10 for prompt, text in zip(PROMPTS, sampled))
 
 
+def test_ids_without_a_token_never_come_out_where_all_scores_are_far_below_zero():
+    """What has a token scores −300, −299 for "k"; the two rows beyond 0."""
+    entries = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{each: 4 + i for i, each in enumerate("jklm")}}
+    rows = len(entries)
+    backbone = optbook.OPTBackbone(rows + 2, 1, 1, 4, 4, max_sequence_length=16)
+    backbone.layer_norm.gamma.assign(np.zeros(4))
+    backbone.layer_norm.beta.assign([1, 0, 0, 0])
+    table = np.zeros((rows + 2, 4))
+    table[:rows, 0] = -300
+    table[entries["k"], 0] = -299
+    backbone.token_embedding.embeddings.assign(table)
+    preprocessor = keras_hub.models.OPTCausalLMPreprocessor(keras_hub.models.OPTTokenizer(entries, []), 16)
+    lm = keras_hub.models.OPTCausalLM(backbone, preprocessor=preprocessor)
+    assert generate(lm, "jm", max_new_tokens=3) == "jmkkk"
+
+
 def copy_weights_but_the_table(source, target, extra):
     table = np.asarray(source.token_embedding.embeddings)
     line = np.random.default_rng(0).standard_normal(table.shape[1]) * extra

@@ -179,6 +179,108 @@ def test_an_edit_shows_in_every_function(edit, before):
         assert np.abs(np.asarray(after[next_token_logits]) - np.asarray(before[next_token_logits])).max() > 1e-4
 
 
+def double_the_call(owner):
+    original = owner.call
+    owner.call = lambda *args, **kwargs: 2 * original(*args, **kwargs)
+
+
+REFUSED_CALLS = {
+    "the backbone's": lambda lm: double_the_call(lm.backbone),
+    "the model's": double_the_call,
+    "with a cache": lambda lm: setattr(lm, "call_with_cache", None),
+    "embedding": lambda lm: setattr(lm.backbone, "embed", None),
+}
+
+
+@pytest.mark.parametrize("edit", REFUSED_CALLS)
+def test_a_call_of_ones_own_for_the_whole_model_is_refused(edit):
+    """Generation and records run the layers; perplexity alone would show it."""
+    lm = make_lm(num_layers=2)
+    REFUSED_CALLS[edit](lm)
+    for function in FUNCTIONS if "model" not in edit and "cache" not in edit else [perplexity, generate]:
+        with pytest.raises(ValueError, match="call was replaced.*wrap a layer's call") as caught:
+            function(lm)
+        assert "\n" not in str(caught.value)
+
+
+def allow_all_keys(*sizes):
+    return keras.ops.ones((1, sizes[0], sizes[1]), "bool")
+
+
+def replace_code(monkeypatch):
+    def call(self, inputs, start_index=0, positions=None):
+        return self.token_embedding(inputs)
+
+    monkeypatch.setattr(optbook.layers.TokenAndPositionEmbedding.call, "__code__", call.__code__)
+
+
+REPLACED = {
+    "constant": lambda monkeypatch: monkeypatch.setattr(optbook.layers, "MASKED_SCORE", 0.0),
+    "function": lambda monkeypatch: monkeypatch.setattr(optbook.masks, "causal_mask", allow_all_keys),
+    "operation": lambda monkeypatch: monkeypatch.setattr(keras.ops, "softmax", lambda x, axis: keras.ops.sigmoid(x)),
+    "method": lambda monkeypatch: monkeypatch.setattr(optbook.layers.DecoderLayer, "call", lambda self, x, **_: x),
+    "defaults": lambda monkeypatch: monkeypatch.setattr(
+        optbook.layers.TokenAndPositionEmbedding.call, "__defaults__", (3, None)
+    ),
+    "code": replace_code,  # as a reload after an edit does
+}
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+def test_code_that_was_replaced_runs_and_what_was_put_back_too(kind, monkeypatch):
+    lm, token_ids = make_lm(num_layers=2), INPUTS["token_ids"]
+    before = next_token_logits(lm)
+    with monkeypatch.context() as context:
+        REPLACED[kind](context)
+        plain = lm({"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)})
+        assert np.abs(np.asarray(plain) - np.asarray(before)).max() > 1e-4
+        assert_same(next_token_logits(lm), plain)
+    assert_same(next_token_logits(lm), before)
+    assert compiled_during(lambda: next_token_logits(lm)) == 0
+
+
+def test_one_map_of_policies_is_read_for_each_models_own_layers():
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="float32")
+    one, other = make_lm(num_layers=2), make_lm(num_layers=2)
+    path = one.backbone.transformer_layers[0].feedforward_intermediate_dense.path
+    policies[path] = keras.DTypePolicy("bfloat16")
+    layers = [lm.backbone.transformer_layers[0].feedforward_intermediate_dense for lm in (one, other)]
+    layers[1]._path = "another/path"
+    for layer in layers:
+        layer._dtype_policy = policies
+    assert _programs.Structure([layers[0]]).entries != _programs.Structure([layers[1]]).entries
+
+
+def test_a_random_key_in_a_layer_is_no_hindrance():
+    lm = make_lm(num_layers=2)
+    before = next_token_logits(lm)
+    lm.backbone.transformer_layers[0].key = jax.random.key(0)
+    assert_same(next_token_logits(lm), before)
+
+
+def test_a_variable_of_a_class_of_its_own_is_refused():
+    class Tripled(keras.Variable):
+        @property
+        def value(self):
+            return 3 * super().value
+
+    lm = make_lm(num_layers=2)
+    lm.backbone.layer_norm.gamma.__class__ = Tripled
+    with pytest.raises(ValueError, match="gamma is of a class of its own, Tripled: use a keras.Variable") as caught:
+        next_token_logits(lm)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_new_version_of_keras_may_read_is_read():
+    """Attributes that Keras gives to all layers and that change numbers are no exceptions."""
+    layer = keras.layers.Dense(3)
+    entries = _programs.Structure([layer]).entries
+    for name in ("_convert_input_args", "autocast", "_supports_masking", "attribute_of_a_new_version"):
+        setattr(layer, name, not getattr(layer, name, False))
+        assert _programs.Structure([layer]).entries != entries
+        entries = _programs.Structure([layer]).entries
+
+
 REFUSED = {
     "replaced": lambda backbone: backbone.transformer_layers.__setitem__(1, backbone.transformer_layers[0]),
     "removed": lambda backbone: backbone.transformer_layers.pop(),
@@ -244,7 +346,7 @@ def test_nothing_is_compiled_again_where_nothing_changed():
     assert compiled_during(lambda: [function(lm) for function in functions]) == 0
     same = make_lm()
     assert compiled_during(lambda: [function(same) for function in functions]) == 0
-    epsilon(lm)
+    lm.backbone.layer_norm.epsilon = 0.123  # as in no other test: models of one structure share a program
     assert compiled_during(lambda: next_token_logits(lm)) == 1
     assert compiled_during(lambda: next_token_logits(lm)) == 0
     assert compiled_during(lambda: next_token_logits(same)) == 0
