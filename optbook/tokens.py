@@ -4,6 +4,7 @@ import os
 import re
 
 import numpy as np
+import tokenizers
 
 PAD = 1  # the id of <pad> in every OPT
 
@@ -61,8 +62,21 @@ def visible(text):
     return "".join(c if c.isprintable() and not _BLANK.match(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
+def split_as_gpt2(tokenizer):
+    """Lets KerasHub's tokenizer cut texts into words as GPT-2 and ``transformers`` do; one that does so stays as it is.
+
+    KerasHub 0.32 without TensorFlow hands its pattern to ``tokenizers`` as a plain text that is found nowhere, so that
+    merges would cross from word to word.
+    """
+    inner = getattr(tokenizer, "_tokenizer", None)
+    if inner and not isinstance(inner.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
 def tokenize_batch(tokenizer, texts):
     """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask.
+
+    A tokenizer that KerasHub or Keras read from files, or copied, cuts texts as GPT-2 does from here on.
 
     Raises
     ------
@@ -73,6 +87,7 @@ def tokenize_batch(tokenizer, texts):
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise ValueError("there is no text: give one, or a list of at least one.")
+    split_as_gpt2(tokenizer)
     rows = [[tokenizer.start_token_id, *_token_ids(tokenizer, number, text)] for number, text in enumerate(texts)]
     length = max(len(row) for row in rows)
     token_ids = np.full((len(rows), length), tokenizer.pad_token_id, "int32")
