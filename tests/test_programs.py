@@ -244,7 +244,7 @@ def test_nothing_is_compiled_again_where_nothing_changed():
     assert compiled_during(lambda: [function(lm) for function in functions]) == 0
     same = make_lm()
     assert compiled_during(lambda: [function(same) for function in functions]) == 0
-    epsilon(lm)
+    lm.backbone.layer_norm.epsilon = 0.5  # as in no other test, whose program would be taken
     assert compiled_during(lambda: next_token_logits(lm)) == 1
     assert compiled_during(lambda: next_token_logits(lm)) == 0
     assert compiled_during(lambda: next_token_logits(same)) == 0
