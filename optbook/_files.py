@@ -16,6 +16,8 @@ GIT_LFS = b"version https://git-lfs"  # how the pointer starts that Git LFS leav
 def replacing(path):
     """Gives a path to write to, which takes the place of ``path`` when the block ends and goes if the block fails."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}.")
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:  # a name that nobody else has
         partial = Path(folder, path.name)  # inside it, so that the file gets the permissions of any new file
         yield partial

@@ -20,6 +20,7 @@ from traitlets.config import Config
 from optbook._files import replace_text
 
 CELL_TIMEOUT = 120  # seconds; a chapter takes less in all
+OUTPUT_TIMEOUT = 120  # seconds from a cell's end until all that it has shown is here
 START_TIMEOUT = 300  # seconds: many kernels may start at once, and one that died is noticed anyway
 LONGEST_PLACE = 70  # bytes: the system allows a socket's path about 104
 LONGEST_STREAM = 1_000_000  # characters kept of what a cell prints
@@ -129,6 +130,7 @@ def execute_in(folder, notebook, progress, timeout=None, environment=None, goes_
             _Watch(client, done, goes_on),
             client.setup_kernel(cwd=str(folder), env=(environment or {}) | os.environ),
         ):
+            client.kc.iopub_channel.socket.rcvhwm = 0  # no limit: what a kernel shows beyond it would be left out
             said = client.wait_for_reply(client.kc.kernel_info())
             notebook.metadata.language_info = said["content"]["language_info"]
             for index, cell in enumerate(notebook.cells):
@@ -158,6 +160,8 @@ def _client(notebook, timeout):
             kernel_name="python3",
             startup_timeout=START_TIMEOUT,
             timeout=timeout,
+            iopub_timeout=OUTPUT_TIMEOUT,
+            raise_on_iopub_timeout=True,
             extra_arguments=["--log-level=50"],  # no word of the interrupt by which an idle kernel is ended
             config=Config(KernelManager={"transport": "ipc", "connection_file": str(Path(sockets) / "kernel.json")}),
         )
@@ -180,6 +184,8 @@ def _explained(error, done, timeout):
     where = f"code cell {done.last_cell}" if done.last_cell else "the start of the kernel"
     if isinstance(error, nbclient.exceptions.CellExecutionError):
         said = f"{where}: {error.ename}: {error.evalue}"
+    elif "IOPub" in str(error):
+        said = f"{where}: not all that it shows has arrived"
     elif isinstance(error, nbclient.exceptions.CellTimeoutError):
         said = f"{where} ran longer than {timeout} s"
     elif isinstance(error, nbclient.exceptions.DeadKernelError) or "Kernel died" in str(error):

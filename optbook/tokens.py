@@ -5,6 +5,7 @@ import os
 import re
 
 import numpy as np
+import tokenizers
 
 PAD = 1  # the id of <pad> in every OPT
 
@@ -62,6 +63,17 @@ def visible(text):
     return "".join(c if c.isprintable() and not _BLANK.match(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
+def split_as_gpt2(tokenizer):
+    """Lets KerasHub's tokenizer cut texts into words as GPT-2 and ``transformers`` do; one that does so stays as it is.
+
+    KerasHub 0.32 without TensorFlow hands its pattern to ``tokenizers`` as a plain text that is found nowhere, so that
+    merges would cross from word to word.
+    """
+    inner = getattr(tokenizer, "_tokenizer", None)
+    if inner and not isinstance(inner.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
 def _spells_texts(function):
     """Decorates `tokenize_batch`: what its vocabulary cannot spell would be left out of the batch without a word."""
 
@@ -70,6 +82,7 @@ def _spells_texts(function):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("there is no text: give one, or a list of at least one.")
+        split_as_gpt2(tokenizer)
         for number, text in enumerate(texts):
             _check_spelled(tokenizer, number, text)
         return function(tokenizer, texts)
@@ -95,6 +108,8 @@ def _check_spelled(tokenizer, number, text):
 @_spells_texts
 def tokenize_batch(tokenizer, texts):
     """Text to model inputs: the start token in front, padding on the right up to the longest row, and the mask.
+
+    A tokenizer that KerasHub or Keras read from files, or copied, cuts texts as GPT-2 does from here on.
 
     Raises
     ------

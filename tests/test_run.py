@@ -49,6 +49,21 @@ def test_execute_names_the_problem(tmp_path, source, said):
     assert said in run.problem
 
 
+MANY = "for i in range(3000): display({'text/plain': 'x' * 2000 + str(i)}, raw=True)"
+
+
+def test_all_that_a_cell_shows_is_kept(tmp_path):
+    run = notebooks.execute(write_notebook(tmp_path / "a.ipynb", MANY))
+    shown = [int(output.data["text/plain"].strip("x")) for output in run.notebook.cells[0].outputs]
+    assert shown == list(range(3000))
+
+
+def test_what_a_cell_shows_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "OUTPUT_TIMEOUT", 0)
+    run = notebooks.execute(write_notebook(tmp_path / "a.ipynb", MANY))
+    assert run.problem == "code cell 1: not all that it shows has arrived"
+
+
 def test_what_was_not_executed_keeps_no_outputs_and_cells_are_counted_as_they_stand(tmp_path):
     path = write_notebook(tmp_path / "a.ipynb", "1 / 0", "", "2 / 0", "print(1)")
     notebook = nbformat.read(path, as_version=4)

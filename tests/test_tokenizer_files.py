@@ -107,6 +107,8 @@ def test_added_tokens_are_written_and_read_again(folder, tmp_path, write_folder)
         ("added_tokens.json", {"<a>": "x"}, "an id is a number from 0 on, but that of '<a>' is 'x'"),
         ("added_tokens.json", {"<pad>": 9}, "the added token '<pad>' has id 9, but the vocabulary gives it 1"),
         ("tokenizer.json", {"added_tokens": [{"id": 9}]}, "its tokenizer is damaged"),
+        ("tokenizer.json", {"added_tokens": [{"id": 9999, "content": 3}]}, "an added token is text, but one is 3"),
+        ("added_tokens.json", {"": 9999}, "an added token is text, but one is ''"),
         ("tokenizer.json", {"added_tokens": 9}, "its tokenizer is damaged"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "its tokenizer is damaged"),
         ("vocab.json", {"</s>": 2, "<pad>": -1}, "an id is a number from 0 on"),

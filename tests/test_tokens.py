@@ -1,5 +1,7 @@
 """Tokens as bytes and as labels, OPT's published ids, and the way back from ids to text."""
 
+import copy
+
 import numpy as np
 import pytest
 import tokenizers
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optbook
-from optbook import presets
+from optbook import presets, tokens
 from optbook.tokens import byte_alphabet, token_bytes, token_label, tokenize_batch, visible
 
 TOKENIZERS = {"opt": optbook.tokenizer("opt"), **{name: optbook.tokenizer(name) for name in presets.EMBEDDED}}
@@ -92,6 +94,14 @@ def test_a_task_and_a_batch_are_split_alike():
     inputs = task.preprocessor.generate_preprocess([text], sequence_length=32)
     assert np.asarray(inputs["token_ids"])[0, 1 : 1 + len(ids)].tolist() == ids
     assert task.preprocessor.tokenizer([text])[0] == ids
+
+
+def test_a_tokenizer_that_was_copied_is_split_alike_too():
+    text = ", it's 🙂's"
+    copied = copy.deepcopy(optbook.tokenizer())
+    assert np.asarray(copied(text)).tolist() != REFERENCES[presets.DEFAULT].encode(text).ids  # else leave it out
+    ids = tokens.tokenize_batch(copied, text)["token_ids"][0, 1:].tolist()
+    assert ids == REFERENCES[presets.DEFAULT].encode(text).ids
 
 
 def test_opt_has_its_published_size(opt):

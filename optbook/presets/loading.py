@@ -70,7 +70,8 @@ def tokenizer(preset=DEFAULT):
 
     ``"opt"`` gives OPT's own tokenizer of 50265 entries, which is shipped without a model. A folder may be KerasHub's,
     ours or Hugging Face's. Texts are cut into words as GPT-2 and ``transformers`` cut them, which KerasHub 0.32 does
-    not do without TensorFlow; a tokenizer that KerasHub or Keras reads from files, or copies, is left as they make it.
+    not do without TensorFlow; one that KerasHub or Keras reads from files, or copies, learns it at the first text that
+    a function of ours reads with it.
 
     Raises
     ------

@@ -7,7 +7,7 @@ import keras_hub
 import tokenizers
 
 from optbook._files import read_json, read_text, write_json
-from optbook.tokens import byte_alphabet
+from optbook.tokens import byte_alphabet, split_as_gpt2
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # how an added token is matched in a text
 SPECIAL = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
@@ -25,7 +25,7 @@ def read_keras_hub(folder, config_file=None):
     vocabulary = read_json(folder / "vocabulary.json")
     config = read_json(config_file).get("config") if config_file and config_file.is_file() else None
     names = config.get("unsplittable_tokens") if isinstance(config, dict) else None
-    added = [(name, vocabulary.get(name), {}) for name in names or []]
+    added = [(name, vocabulary.get(str(name)), {}) for name in names or []]
     return _tokenizer(folder, vocabulary, _read_merges(folder), added)
 
 
@@ -63,13 +63,11 @@ def _read_merges(folder):
 
 
 def _tokenizer(folder, vocabulary, merges, added):
-    """KerasHub's tokenizer, cutting texts as GPT-2 does and matching the added tokens: name, id and a dict of flags.
-
-    KerasHub 0.32 without TensorFlow hands its pattern to ``tokenizers`` as a plain text that is found nowhere, so that
-    merges would cross from word to word.
-    """
+    """KerasHub's tokenizer, cutting texts as GPT-2 does and matching the added tokens: name, id and a dict of flags."""
     vocabulary = {**vocabulary}
     for name, number, _ in added:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{folder}: an added token is text, but one is {name!r:.80}.")
         if vocabulary.setdefault(name, number) != number:
             raise ValueError(
                 f"{folder}: the added token {name!r:.80} has id {number}, "
@@ -79,11 +77,10 @@ def _tokenizer(folder, vocabulary, merges, added):
     names = list(dict.fromkeys([*SPECIAL.values(), *(name for name, _, _ in added)]))
     _check_merges(folder, vocabulary, merges, names)
     tokenizer = keras_hub.models.OPTTokenizer(vocabulary, merges, unsplittable_tokens=names)
-    inner = tokenizer._tokenizer
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split_as_gpt2(tokenizer)
     for name, _, flags in added:
         flags = {flag: bool(flags[flag]) for flag in FLAGS if flag in flags}
-        inner.add_special_tokens([tokenizers.AddedToken(name, **flags)])
+        tokenizer._tokenizer.add_special_tokens([tokenizers.AddedToken(name, **flags)])
     return tokenizer
 
 
