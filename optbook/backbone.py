@@ -122,10 +122,6 @@ class OPTBackbone(keras_hub.models.Backbone):
         check_inputs(inputs, self.vocabulary_size, self.max_sequence_length)
         return super().__call__(inputs, *args, **kwargs)
 
-    def call(self, inputs, training=None, mask=None):
-        check_inputs(inputs, self.vocabulary_size, self.max_sequence_length)  # fit and predict come here at once
-        return super().call(inputs, training=training, mask=mask)
-
     def embed(self, token_ids, padding_mask):
         """What enters the first layer, (batch, T, hidden_dim): token plus position, counted as the backbone counts."""
         if not self.positions_from_mask:

@@ -240,22 +240,6 @@ def test_a_mask_of_jax_is_looked_at_too_and_a_compiled_one_is_no_float(backbone)
     assert jax.jit(optbook.masks.padding_mask)(np.array([[1, 0]])).tolist() == [[[True, False]]]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "said"),
-    [
-        ({"token_ids": np.full((2, 3), 5), "padding_mask": np.full((2, 3), -1e9)}, "integers or booleans where it is"),
-        ({"token_ids": np.full((2, 25), 5), "padding_mask": np.ones((2, 25), "int32")}, "the sequence has 25 tokens"),
-    ],
-)
-def test_predict_and_fit_refuse_what_they_can_see(inputs, said):
-    small = optbook.OPTBackbone(**SIZES)  # one of its own: a fit that fails leaves Keras's model without weights
-    small.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=said):
-        small.predict(inputs, verbose=0)
-    with pytest.raises(ValueError, match=said):
-        small.fit(inputs, np.zeros((*inputs["token_ids"].shape, 32)), verbose=0)
-
-
 # Text
 
 TEXT_DOORS = {
