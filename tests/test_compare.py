@@ -56,8 +56,9 @@ def notebook(tmp_path):
 def finished(tmp_path_factory):
     """A sweep that is complete: its notebook, its folder, its runs and what was called back. Read only."""
     folder = tmp_path_factory.mktemp("a {folder}")
+    log = LOG + "\nimport time; time.sleep(2)"  # long enough for two kernels to meet
     notebook = write_notebook(
-        folder / "small.ipynb", LOG, RECORD, "import os\nprint(os.environ.get(SHARE))", parameters=SHARED
+        folder / "small.ipynb", log, RECORD, "import os\nprint(os.environ.get(SHARE))", parameters=SHARED
     )
     calls = []
     found = compare.sweep(

@@ -44,14 +44,20 @@ def _style():
 
 
 def figure_function(function):
-    """Draw in this module's style, and close the figure, so that a notebook shows what is returned, once."""
+    """Draw in this module's style, and close the figure, so that a notebook shows what is returned, once.
+
+    A figure that was begun before an argument was refused is closed too.
+    """
 
     @functools.wraps(function)
     def styled(*args, **kwargs):
         with _style():
-            figure = function(*args, **kwargs)
-            plt.close(figure)
-            return figure
+            open_before = plt.get_fignums()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                for number in set(plt.get_fignums()) - set(open_before):
+                    plt.close(number)
 
     return styled
 
