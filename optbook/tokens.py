@@ -82,15 +82,18 @@ def _spells_texts(function):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise ValueError("there is no text: give one, or a list of at least one.")
-        split_as_gpt2(tokenizer)
         for number, text in enumerate(texts):
-            _check_spelled(tokenizer, number, text)
-        return function(tokenizer, texts)
+            _check_unicode(number, text)
+        split_as_gpt2(tokenizer)
+        batch = function(tokenizer, texts)
+        for number, (text, row, mask) in enumerate(zip(texts, batch["token_ids"], batch["padding_mask"])):
+            _check_spelled(number, text, tokenizer.detokenize(row[1 : mask.sum()].tolist()))
+        return batch
 
     return checked
 
 
-def _check_spelled(tokenizer, number, text):
+def _check_unicode(number, text):
     if not isinstance(text, str):
         raise TypeError(f"text {number} must be a str, but is {text!r}.")
     try:
@@ -98,7 +101,9 @@ def _check_spelled(tokenizer, number, text):
     except UnicodeEncodeError as error:
         wrong = text[error.start]
         raise ValueError(f"text {number} is no Unicode text: {wrong!r} at {error.start} is a lone surrogate.") from None
-    decoded = tokenizer.detokenize(tokenizer(text))
+
+
+def _check_spelled(number, text, decoded):
     if decoded != text:
         start = len(os.path.commonprefix([text, decoded]))
         wrong, back = (f"{string[start : start + 20]!r}" for string in (text, decoded))
